@@ -1,0 +1,1 @@
+"""What a person writes: job files, their rules and their JSON Schema."""

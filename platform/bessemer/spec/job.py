@@ -1,0 +1,185 @@
+"""JobSpec: one YAML file that says everything about a run.
+
+The docstring under each field is its help text: it appears in ``bessemer schema`` and in editors. Rules that
+span several fields live in :mod:`bessemer.spec.rules`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "CheckpointSpec",
+    "DataSpec",
+    "EmaSpec",
+    "EvaluationSpec",
+    "JobSpec",
+    "OptimizerSpec",
+    "ResourcesSpec",
+    "SystemSpec",
+    "TrackingSpec",
+    "TrainingSpec",
+]
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+PositiveKimg = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    """A part of the job: immutable, unknown fields refused, field docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class SystemSpec(_Section):
+    """Which generative system is trained, and with which numbers."""
+
+    name: Name
+    """Name of the system, as `bessemer systems` lists it."""
+    preset: Name
+    """Preset of the system, as `bessemer systems show NAME` lists them."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the system's configuration that differ from the preset."""
+
+
+class DataSpec(_Section):
+    """Which packed data set is read, and how."""
+
+    path: str
+    """Directory with shards and manifest.json, as `bessemer data pack` writes it."""
+    mirror: bool = False
+    """Flip each image left-right with probability one half."""
+    threads: Annotated[int, Field(ge=0, le=64)] = 1
+    """Decoder threads per worker that read ahead; 0 decodes in the training thread."""
+    cache: Literal["auto", "none", "decoded"] = "auto"
+    """Keep decoded images in memory: `auto` does so for sets below 512 MiB per worker."""
+
+
+class OptimizerSpec(_Section):
+    """Overrides of the system's own optimizer settings for one network; unset fields keep them."""
+
+    name: Literal["adam", "adamax", "rmsprop", "sgd"] | None = None
+    """Algorithm."""
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Learning rate."""
+    betas: tuple[float, float] | None = None
+    """Adam's and Adamax's decay rates."""
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Term that keeps the denominator from zero."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """L2 penalty."""
+
+
+class TrainingSpec(_Section):
+    """Batch, length, precision and sharding."""
+
+    total_kimg: PositiveKimg
+    """Length of the run in thousands of real images."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Images per optimizer step over all workers."""
+    slice_size: Annotated[int, Field(ge=1)]
+    """Images per forward pass; the unit of accumulation, of randomness and of batch statistics."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """DeepSpeed ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass; weights and optimizer states are always fp32."""
+    gradient_clipping: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Largest gradient norm of a network; none when unset."""
+    optimizers: dict[Name, OptimizerSpec] = Field(default_factory=dict)
+    """Per network: optimizer settings that differ from the system's preset."""
+    threads_per_worker: Annotated[int, Field(ge=1, le=256)] = 1
+    """CPU threads of torch in each worker."""
+    log_every_kimg: PositiveKimg = 0.5
+    """Distance between two lines of metrics in the journal."""
+
+
+class EmaSpec(_Section):
+    """Exponential moving average of the weights, from which samples are drawn."""
+
+    half_life_kimg: PositiveKimg = 10.0
+    """Images after which an old weight counts half."""
+    rampup: Annotated[float, Field(gt=0, le=1)] | None = 0.05
+    """Early in a run the half-life is at most this share of the images seen; unset for none."""
+
+
+class CheckpointSpec(_Section):
+    """When a state to resume from is written."""
+
+    every_kimg: PositiveKimg = 50.0
+    """Distance between two checkpoints."""
+    keep_last: Annotated[int, Field(ge=1)] = 2
+    """Complete checkpoints that are kept; older ones are deleted."""
+
+
+class EvaluationSpec(_Section):
+    """Metrics during training. A metric's name holds its feature extractor."""
+
+    metrics: tuple[str, ...] = ()
+    """Names such as `kid_efflite0`, `fd_efflite0` or `fid`; `bessemer evaluate --help` lists them."""
+    every_kimg: PositiveKimg = 50.0
+    """Distance between two evaluations; the untrained and the final generator are always evaluated."""
+    samples: Annotated[int, Field(ge=2)] = 10_000
+    """Generated images per evaluation; the reference takes as many real ones, or all where there are fewer."""
+    batch_size: Annotated[int, Field(ge=1)] = 50
+    """Images per forward pass of the feature extractor."""
+    truncation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Truncation of the latents while evaluating; unset for none."""
+    grid: Annotated[int, Field(ge=1, le=32)] = 8
+    """Rows and columns of the sample grid that each evaluation draws."""
+
+
+class TrackingSpec(_Section):
+    """Where the journal is mirrored to."""
+
+    mlflow: bool = True
+    """Mirror the journal to MLflow; the journal itself is always written."""
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow tracking URI; a relative sqlite path is taken from the runs directory."""
+    experiment: str = "bessemer"
+    """MLflow experiment."""
+
+
+class ResourcesSpec(_Section):
+    """What the run takes from the cluster."""
+
+    workers: Annotated[int, Field(ge=1)] = 1
+    """DeepSpeed workers; must divide the number of slices."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPU cores that Ray reserves per worker."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves per worker; 0 trains on the CPU with gloo."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Times that lost workers are replaced before the run gives up."""
+    address: str | None = None
+    """Address of a Ray cluster to join; unset starts one on this machine."""
+
+
+class JobSpec(_Section):
+    """A whole job. `bessemer train JOB` runs it."""
+
+    name: Name
+    """Name of the job; runs are named after it."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Every random number of the run is a function of this seed."""
+    system: SystemSpec
+    data: DataSpec
+    training: TrainingSpec
+    ema: EmaSpec = EmaSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> JobSpec:
+        from bessemer.spec.rules import check_job
+
+        check_job(self)
+        return self
+
+    @property
+    def slices(self) -> int:
+        """Slices per optimizer step, over all workers."""
+        return self.training.batch_size // self.training.slice_size

@@ -1,0 +1,112 @@
+"""Rules of a job that span several fields, or that a type cannot say.
+
+They need nothing but the job itself. What needs more (the registry of systems, the data set's manifest, known
+extractors, devices) is checked before a run starts by the module that owns the knowledge.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bessemer.spec.job import JobSpec
+
+__all__ = ["check_job"]
+
+_METRIC = re.compile(r"[a-z][a-z0-9]*_[a-z][a-z0-9_-]*")
+
+
+def check_job(job: JobSpec) -> None:
+    """Check every rule and report all that are broken.
+
+    Raises:
+        ValueError: one line per broken rule, each as ``field.path: value, rule, fix``.
+    """
+    broken = [*_batch_rules(job), *_length_rules(job), *_optimizer_rules(job), *_metric_rules(job)]
+    if broken:
+        raise ValueError("\n".join(broken))
+
+
+def _nearest(value: int, candidates: list[int]) -> str:
+    below = [c for c in candidates if c < value][-1:]
+    above = [c for c in candidates if c > value][:1]
+    return " or ".join(str(c) for c in below + above)
+
+
+def _divisors(n: int) -> list[int]:
+    low = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return sorted({*low, *(n // d for d in low)})
+
+
+def _multiples(unit: int, value: int) -> list[int]:
+    below = value // unit * unit
+    return [m for m in (below, below + unit) if m > 0]
+
+
+def _batch_rules(job: JobSpec) -> Iterator[str]:
+    batch, piece, workers = job.training.batch_size, job.training.slice_size, job.resources.workers
+    if batch % piece:
+        fixes = [f"set training.batch_size to {_nearest(batch, _multiples(piece, batch))}"]
+        if piece < batch:
+            fixes.append(f"training.slice_size to {_nearest(piece, _divisors(batch))}")
+        yield (
+            f"training.batch_size: {batch} is not a multiple of training.slice_size {piece}, "
+            f"and slices are never split; {', or '.join(fixes)}."
+        )
+    elif (slices := batch // piece) % workers:
+        yield (
+            f"resources.workers: {workers} does not divide the {slices} slices of a batch "
+            f"(training.batch_size {batch} / training.slice_size {piece}), and workers own whole slices; "
+            f"set resources.workers to {_nearest(workers, _divisors(slices))}, "
+            f"or training.batch_size to {_nearest(batch, _multiples(piece * workers, batch))}."
+        )
+
+
+def _length_rules(job: JobSpec) -> Iterator[str]:
+    batch = job.training.batch_size
+    if job.training.total_kimg * 1000 < batch:
+        yield (
+            f"training.total_kimg: {job.training.total_kimg:g} is less than one batch of {batch} images; "
+            f"set it to {batch / 1000:g} or more."
+        )
+    for field, every in (
+        ("checkpoint.every_kimg", job.checkpoint.every_kimg),
+        ("evaluation.every_kimg", job.evaluation.every_kimg),
+    ):
+        if every * 1000 < batch:
+            yield (
+                f"{field}: {every:g} is less than one batch of {batch} images, after which the run could "
+                f"stop for it at the earliest; set it to {batch / 1000:g} or more."
+            )
+
+
+def _optimizer_rules(job: JobSpec) -> Iterator[str]:
+    for network, optimizer in job.training.optimizers.items():
+        for index, beta in enumerate(optimizer.betas or ()):
+            if not 0 <= beta < 1:
+                yield (
+                    f"training.optimizers.{network}.betas: {list(optimizer.betas or ())} breaks "
+                    f"0 <= beta < 1 at position {index + 1}; 0.9 and 0.999 are usual."
+                )
+
+
+def _metric_rules(job: JobSpec) -> Iterator[str]:
+    metrics = job.evaluation.metrics
+    for metric in metrics:
+        kind, _, extractor = metric.partition("_")
+        if metric == "fid":
+            continue
+        if kind == "fid":
+            yield (
+                f"evaluation.metrics: {metric!r} is not allowed, because fid means the Inception network "
+                f"of 2015-12-05 and nothing else; write 'fid', or 'fd_{extractor}' for another extractor."
+            )
+        elif not _METRIC.fullmatch(metric):
+            yield (
+                f"evaluation.metrics: {metric!r} does not name its feature extractor; "
+                f"write '<kind>_<extractor>', such as 'kid_efflite0' or 'fd_efflite0', or 'fid'."
+            )
+    for metric in sorted({m for m in metrics if metrics.count(m) > 1}):
+        yield f"evaluation.metrics: {metric!r} is listed {metrics.count(metric)} times; list it once."

@@ -1,0 +1,1 @@
+"""Generative systems, in rooms that follow the taxonomy of generative models."""

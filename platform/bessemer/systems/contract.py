@@ -1,0 +1,166 @@
+"""The System contract: what a generative method must say about itself to be trained here.
+
+A system knows its networks, its losses and its sampler. It knows nothing of DeepSpeed, Ray, ranks or files.
+Losses are means over the slice, and every random number comes from the generator that is handed in, so that
+the same run happens on any number of workers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Generator, Tensor, nn
+
+__all__ = ["Batch", "Clock", "Loss", "OptimizerDefaults", "System", "SystemConfig", "Update"]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The image clock."""
+
+    nimg: int
+    """Real images seen so far."""
+    iteration: int
+    """Passes through the list of updates so far; intervals count these."""
+
+    @property
+    def kimg(self) -> float:
+        return self.nimg / 1000
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One slice of real data."""
+
+    images: Tensor
+    """[N, C, H, W], float32 in [-1, 1]."""
+    labels: Tensor
+    """[N], int64 class indices; zeros where the data set has one class."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a loss function returns."""
+
+    value: Tensor
+    """Scalar to minimise: a mean over the slice."""
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    """Detached scalars for the journal, such as `Loss/scores/real`; means over the slice."""
+
+
+@dataclass(frozen=True)
+class OptimizerDefaults:
+    """Optimizer of one network as the paper sets it."""
+
+    name: Literal["adam", "adamax", "rmsprop", "sgd"] = "adam"
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.0, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step of one network from one loss.
+
+    All other networks are frozen meanwhile: they take part in the graph but collect no gradients.
+    """
+
+    name: str
+    """Unique in the system; also the purpose from which its random numbers are drawn."""
+    network: str
+    """Key of :meth:`System.networks` whose optimizer steps."""
+    loss: Callable[[Batch, Generator], Loss]
+    """Loss of one slice."""
+    interval: int = 1
+    """Runs in iterations whose number is a multiple of this (lazy regularisers)."""
+    repeats: int = 1
+    """Optimizer steps per iteration, each with its own real batch (n_critic)."""
+    second_order: bool = False
+    """Whether the loss differentiates a gradient (R1, path length, WGAN-GP)."""
+
+
+class SystemConfig(BaseModel):
+    """Base of every system's configuration: the shape of the data, to which systems add their own fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    resolution: int
+    """Height and width of the images in pixels."""
+    channels: int = 3
+    """Colour channels."""
+    classes: int = 1
+    """Classes; 1 for data without labels."""
+
+
+class System(ABC):
+    """A generative method. Subclasses build their networks in `__init__` from the configuration alone."""
+
+    name: ClassVar[str]
+    """Key in the registry."""
+    family: ClassVar[str]
+    """Room of the taxonomy: adversarial, flow, energy, ..."""
+    paper: ClassVar[str]
+    """Citation: authors, title, venue, year, arXiv number."""
+    Config: ClassVar[type[SystemConfig]]
+    """Configuration model."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Preset name -> fields of :attr:`Config`; the first is the default of `bessemer systems show`."""
+    data_fields: ClassVar[tuple[str, ...]] = ("channels", "classes")
+    """Fields of :attr:`Config` that are taken from the data set unless the job sets them."""
+
+    config: SystemConfig
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None: ...
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """Modules that are optimised together, by name; one optimizer and one engine each."""
+
+    @abstractmethod
+    def optimizers(self) -> dict[str, OptimizerDefaults]:
+        """The paper's optimizer of each network of :meth:`networks`."""
+
+    @abstractmethod
+    def updates(self, clock: Clock) -> Sequence[Update]:
+        """Updates of one iteration, in order; intervals are applied by the trainer."""
+
+    @abstractmethod
+    def init_weights(self, generator: Generator) -> None:
+        """Draw all initial weights and buffers from `generator`, in place."""
+
+    @property
+    @abstractmethod
+    def sampled_networks(self) -> tuple[str, ...]:
+        """Networks that :meth:`sample` needs; their moving averages make up a snapshot."""
+
+    @abstractmethod
+    def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:
+        """Draw images with the networks as they are (the caller sets eval mode and weights).
+
+        Args:
+            labels: [N] int64 class of each image.
+            generator: source of the latents, on the device of the networks.
+            truncation: bound or scale of the latents, as the system documents; ``None`` for none.
+
+        Returns:
+            [N, C, H, W] float32 in [-1, 1].
+        """
+
+    def prepare_sampling(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> None:
+        """Renew what sampling depends on besides weights (standing statistics), with `labels` [N] to draw from."""
+
+    def after_iteration(self, clock: Clock) -> None:
+        """Move state on the image clock (ADA p, KL warm-up); same inputs on every worker."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable state that is neither parameter nor buffer."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""

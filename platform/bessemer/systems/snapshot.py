@@ -1,0 +1,128 @@
+"""Snapshots: averaged weights for people, as safetensors beside a JSON file that says what they are.
+
+``<run>/snapshots/kimg-000012.800/{weights.safetensors, snapshot.json}``. A snapshot holds the networks that
+sampling needs, whole and in fp32; a checkpoint (sharded, with optimizer states) is for resuming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bessemer.errors import CheckpointError
+from bessemer.systems.contract import System
+from bessemer.systems.registry import get
+
+__all__ = ["SnapshotInfo", "load_snapshot", "newest_snapshot", "read_snapshot_info", "save_snapshot", "snapshot_dirs"]
+
+_WEIGHTS = "weights.safetensors"
+_INFO = "snapshot.json"
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """What a snapshot says of itself."""
+
+    system: str
+    config: dict[str, Any]
+    """The whole system configuration, so that nothing else is needed to rebuild the networks."""
+    nimg: int
+    ema: dict[str, Any]
+    """EMA profile: `half_life_kimg` and `rampup`."""
+    seed: int
+    data_hash: str
+    class_names: list[str]
+    class_counts: list[int]
+    weights_sha256: str = ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)
+
+
+def _digest(f: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    h = hashlib.sha256()
+    while block := f.read(1 << 20):
+        h.update(block)
+    return h.hexdigest()
+
+
+def save_snapshot(directory: Path, tensors: dict[str, Tensor], info: SnapshotInfo) -> SnapshotInfo:
+    """Write a snapshot so that it is either whole or not there.
+
+    Args:
+        directory: the snapshot's own directory; replaced if it exists.
+        tensors: `<network>.<state_dict key>` -> tensor, parameters and buffers.
+    """
+    aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
+    aside.mkdir(parents=True)
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, aside / _WEIGHTS)
+    info = SnapshotInfo(**{**asdict(info), "weights_sha256": _sha256(aside / _WEIGHTS)})
+    (aside / _INFO).write_text(json.dumps(asdict(info), indent=2) + "\n")
+    for path in (aside / _WEIGHTS, aside / _INFO):
+        with path.open("rb") as f:
+            os.fsync(f.fileno())
+    if directory.exists():
+        shutil.rmtree(directory)
+    aside.rename(directory)
+    return info
+
+
+def read_snapshot_info(directory: Path) -> SnapshotInfo:
+    """Read `snapshot.json`.
+
+    Raises:
+        CheckpointError: the directory holds no readable snapshot.
+    """
+    try:
+        return SnapshotInfo(**json.loads((directory / _INFO).read_text()))
+    except (OSError, ValueError, TypeError) as e:
+        raise CheckpointError(f"{directory}: not a snapshot ({e}); expected {_INFO} and {_WEIGHTS}.") from None
+
+
+def load_snapshot(directory: Path, device: str = "cpu") -> tuple[System, SnapshotInfo]:
+    """Rebuild the system with the snapshot's weights, in eval mode.
+
+    Raises:
+        CheckpointError: missing, damaged, or of a system that this version does not know.
+    """
+    info = read_snapshot_info(directory)
+    weights = directory / _WEIGHTS
+    if not weights.is_file() or _sha256(weights) != info.weights_sha256:
+        raise CheckpointError(f"{weights}: missing or damaged (sha256 differs from {_INFO}); use another snapshot.")
+    cls = get(info.system)
+    system = cls(cls.Config.model_validate(info.config))
+    tensors = load_file(weights, device=device)
+    for name in system.sampled_networks:
+        network = system.networks()[name].to(device)
+        prefix = f"{name}."
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        network.eval()
+    return system, info
+
+
+def snapshot_dirs(run: Path) -> list[Path]:
+    """All complete snapshots of a run, oldest first."""
+    return sorted(p for p in (run / "snapshots").glob("kimg-*") if (p / _INFO).is_file())
+
+
+def newest_snapshot(run: Path) -> Path:
+    """The newest snapshot of a run.
+
+    Raises:
+        CheckpointError: the run has none yet.
+    """
+    found = snapshot_dirs(run)
+    if not found:
+        raise CheckpointError(f"{run}: has no snapshot yet; they are written at each evaluation and at the end.")
+    return found[-1]

@@ -1,0 +1,1 @@
+"""The training loop: DeepSpeed engines, EMA, checkpoints. Imports neither Ray nor MLflow."""

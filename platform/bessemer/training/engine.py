@@ -1,0 +1,222 @@
+"""One DeepSpeed engine per network, and the discipline that keeps several of them right.
+
+What DeepSpeed does silently wrong with several networks, and what is done about it here:
+
+- Forward passes go through the plain module, never through the engine, whose hooks break second derivatives.
+- Every slice calls ``engine.backward``; ``managed_gradient_accumulation`` is off, or all but the last slice's
+  gradients are dropped at ZeRO 1 and 2.
+- Networks that an update does not step are frozen, or their gradients leak into their next step.
+- ``gradient_clipping`` is always written, because it defaults to 1.0.
+- The optimizer is torch's own: DeepSpeed's "Adam" is AdamW with weight decay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
+from bessemer.errors import SpecError
+from bessemer.spec.job import OptimizerSpec, TrainingSpec
+from bessemer.systems.contract import OptimizerDefaults
+from bessemer.training.distributed import COLLECTIVE_TIMEOUT, Workers
+from bessemer.training.fragments import Fragment
+
+__all__ = ["NetworkEngine", "build_engines"]
+
+_BUCKET_ELEMENTS = 1 << 24  # DeepSpeed's default of 5e8 allocates 2 GB per engine
+
+
+def _optimizer(network: str, module: nn.Module, base: OptimizerDefaults, own: OptimizerSpec) -> torch.optim.Optimizer:
+    """The paper's optimizer with the job's overrides."""
+    set_ = own.model_dump(exclude_none=True)
+    name = set_.pop("name", base.name)
+    options: dict[str, Any] = {"lr": base.lr, "weight_decay": base.weight_decay, "betas": base.betas, "eps": base.eps}
+    options |= set_
+    # YAML gives ints for 0 and 1; torch refuses a mix of ints and floats.
+    options["betas"] = tuple(float(b) for b in options["betas"])
+    if name in ("rmsprop", "sgd"):
+        if own.betas is not None:
+            raise SpecError(f"training.optimizers.{network}.betas: {name} has no betas; remove the field.")
+        options.pop("betas")
+    if name == "sgd":
+        options.pop("eps")
+    cls: type[torch.optim.Optimizer] = {
+        "adam": torch.optim.Adam,
+        "adamax": torch.optim.Adamax,
+        "rmsprop": torch.optim.RMSprop,
+        "sgd": torch.optim.SGD,
+    }[name]
+    return cls([p for p in module.parameters() if p.requires_grad], **options)
+
+
+class NetworkEngine:
+    """A network with its optimizer under ZeRO 0, 1 or 2.
+
+    Attributes:
+        name: the network's name in the system.
+        module: the network itself; every forward pass goes through it.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer, training: TrainingSpec, workers: Workers
+    ) -> None:
+        import deepspeed
+
+        for key, parameter in module.named_parameters():
+            assert parameter.dim() > 0, f"{name}.{key}: DeepSpeed fails on 0-dimensional parameters, use shape (1,)"
+        self.name = name
+        self.module = module
+        self._workers = workers
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            dist_init_required=False,
+            config={
+                "train_batch_size": workers.size,
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "managed_gradient_accumulation": False,
+                "gradient_clipping": training.gradient_clipping or 0.0,
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 2**31,
+                "zero_optimization": {
+                    "stage": training.zero_stage,
+                    "reduce_bucket_size": _BUCKET_ELEMENTS,
+                    "allgather_bucket_size": _BUCKET_ELEMENTS,
+                },
+            },
+        )
+        for group in (self._engine.data_parallel_group, self._engine.seq_data_parallel_group):
+            _set_pg_timeout(COLLECTIVE_TIMEOUT, group)
+
+    @property
+    def zero_stage(self) -> int:
+        return int(self._engine.zero_optimization_stage())
+
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer whose state holds the moments: of whole parameters (ZeRO 0) or of flat partitions."""
+        optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
+        return optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate this worker's share of the gradient."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Average the accumulated gradients over the workers and step; gradients are cleared."""
+        self._engine.step()
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that ZeRO left out because a gradient was not finite."""
+        return int(self._engine.skipped_steps)
+
+    @contextmanager
+    def only_trained(self, others: Mapping[str, NetworkEngine]) -> Iterator[None]:
+        """Freeze all `others` meanwhile: they stay part of the graph but collect no gradients."""
+        frozen = [e for e in others.values() if e is not self]
+        for engine in frozen:
+            engine.module.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for engine in frozen:
+                engine.module.requires_grad_(True)
+
+    def fragments(self) -> list[Fragment]:
+        """This worker's share of the fp32 weights: live views that together cover every parameter once."""
+        if self.zero_stage == 0:
+            return [
+                Fragment.share(name, p.data, self._workers.rank, self._workers.size)
+                for name, p in self.module.named_parameters()
+            ]
+        out = []
+        for name, p in self.module.named_parameters():
+            mapping = p._hp_mapping
+            if mapping is not None:
+                out.append(Fragment(name, p.shape, mapping.lp_fragment_address.start, mapping.hp_fragment))
+        return out
+
+    def state_fragments(self) -> dict[str, list[Fragment]]:
+        """Optimizer state key -> this worker's share of it, cut like :meth:`fragments`. Empty before the first step."""
+        out: dict[str, list[Fragment]] = {}
+        state = self.torch_optimizer.state
+        for name, p in self.module.named_parameters():
+            if self.zero_stage == 0:
+                for key, value in state.get(p, {}).items():
+                    if value.shape == p.shape:
+                        share = Fragment.share(name, value, self._workers.rank, self._workers.size)
+                        out.setdefault(key, []).append(share)
+            elif (mapping := p._hp_mapping) is not None:
+                flat = self._engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+                address = mapping.hp_fragment_address
+                for key, value in state.get(flat, {}).items():
+                    if value.shape == flat.shape:
+                        part = value.narrow(0, address.start, address.numel)
+                        out.setdefault(key, []).append(Fragment(name, p.shape, mapping.lp_fragment_address.start, part))
+        return out
+
+    def _owners(self) -> list[Tensor]:
+        """Tensors that the torch optimizer keeps state for."""
+        return [p for group in self.torch_optimizer.param_groups for p in group["params"]]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The module's persistent buffers, live; equal on all workers after every update."""
+        parameters = {name for name, _ in self.module.named_parameters()}
+        return {k: v for k, v in self.module.state_dict(keep_vars=True).items() if k not in parameters}
+
+    def optimizer_steps(self) -> float:
+        """The optimizer's own step counter (Adam's bias correction)."""
+        for owner in self._owners():
+            step = self.torch_optimizer.state.get(owner, {}).get("step")
+            if step is not None:
+                return float(step)
+        return 0.0
+
+    def allocate_state(self, keys: list[str], steps: float) -> None:
+        """Create zero optimizer state with these keys, to be filled from a checkpoint."""
+        state = self.torch_optimizer.state
+        for owner in self._owners():
+            if keys:
+                state[owner] = {"step": torch.tensor(steps), **{key: torch.zeros_like(owner) for key in keys}}
+        if self.zero_stage > 0 and keys:
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def restored(self) -> None:
+        """Tell DeepSpeed that the fp32 weights changed: push them into the module on every worker."""
+        if self.zero_stage > 0:
+            self._engine.optimizer.update_lp_params()
+
+
+def build_engines(
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, OptimizerDefaults],
+    training: TrainingSpec,
+    workers: Workers,
+) -> dict[str, NetworkEngine]:
+    """An engine for every network.
+
+    Raises:
+        SpecError: the job overrides the optimizer of a network that the system does not have.
+    """
+    for name in training.optimizers:
+        if name not in networks:
+            raise SpecError(
+                f"training.optimizers.{name}: the system has no network {name!r}; it has {', '.join(networks)}."
+            )
+    return {
+        name: NetworkEngine(
+            name,
+            module,
+            _optimizer(name, module, optimizers[name], training.optimizers.get(name, OptimizerSpec())),
+            training,
+            workers,
+        )
+        for name, module in networks.items()
+    }

@@ -1,0 +1,200 @@
+"""The training loop: what training is, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bessemer.errors import TrainingError
+from bessemer.nn.update_state import begin_update, end_update
+from bessemer.spec.job import JobSpec
+from bessemer.systems.contract import Batch, Clock, System, Update
+from bessemer.training.checkpoint import CheckpointStore, Identity
+from bessemer.training.distributed import Workers
+from bessemer.training.ema import ShardedEma
+from bessemer.training.engine import NetworkEngine
+from bessemer.training.rng import generator
+
+__all__ = ["Evaluate", "Stream", "Trainer", "WriteRecord", "owned_slices"]
+
+WriteRecord = Callable[..., None]
+"""``write(kind, nimg, **fields)`` of the run's journal."""
+
+
+class Stream(Protocol):
+    """Real images of this worker's slices, as a function of the image clock."""
+
+    def batch(self, nimg: int) -> list[Batch]: ...
+
+
+class Evaluate(Protocol):
+    """Looks at the averaged weights at one moment; collective."""
+
+    def __call__(self, clock: Clock, ema_state: Mapping[str, Tensor]) -> None: ...
+
+
+def owned_slices(slices: int, rank: int, size: int) -> list[int]:
+    """Slices of the global batch that worker `rank` of `size` computes."""
+    return list(range(rank, slices, size))
+
+
+def crossed(every_kimg: float, before: int, now: int) -> bool:
+    """Whether the image clock passed a multiple of `every_kimg` between two moments."""
+    every = every_kimg * 1000
+    return int(now // every) > int(before // every)
+
+
+@dataclass
+class _Averages:
+    """Means of scalars over slices and steps, kept on the device: nothing waits for them until they are logged."""
+
+    workers: Workers
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.detach().float().reshape(())
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Means over all workers since the last call. Collective."""
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        means = torch.stack([self.sums[n] / self.counts[n] for n in names]).double()
+        means = (self.workers.sum(means) / self.workers.size).tolist()
+        self.sums.clear()
+        self.counts.clear()
+        return dict(zip(names, means, strict=True))
+
+
+class Trainer:
+    """Trains one system on one group of workers, from where the run stands to its end."""
+
+    def __init__(
+        self,
+        job: JobSpec,
+        system: System,
+        engines: Mapping[str, NetworkEngine],
+        emas: Mapping[str, ShardedEma],
+        stream: Stream,
+        checkpoints: CheckpointStore,
+        identity: Identity,
+        workers: Workers,
+        write: WriteRecord,
+        evaluate: Evaluate,
+    ) -> None:
+        self.job, self.system, self.engines, self.emas = job, system, engines, emas
+        self.stream, self.checkpoints, self.identity = stream, checkpoints, identity
+        self.workers, self.write, self.evaluate = workers, write, evaluate
+        self.clock = Clock(nimg=0, iteration=0)
+        self.slices = owned_slices(job.slices, workers.rank, workers.size)
+        self._averages = _Averages(workers)
+        self._logged_at = (0.0, 0)
+
+    def resume(self) -> bool:
+        """Go back to the newest undamaged checkpoint, if there is one. Collective; says whether there was."""
+        path, skipped = self.checkpoints.find()
+        for reason in skipped:
+            self.write("event", self.clock.nimg, event="checkpoint_skipped", reason=reason)
+        if path is not None:
+            self.clock, state = self.checkpoints.restore(path, self.identity, self.engines, self.emas)
+            self.system.load_state_dict(state)
+            self.write("event", self.clock.nimg, event="resumed", checkpoint=path.name, workers=self.workers.size)
+        return path is not None
+
+    def run(self) -> None:
+        """Train until the image clock reaches the job's end. Collective.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        job, total = self.job, round(self.job.training.total_kimg * 1000)
+        if self.clock.nimg == 0:
+            self._evaluate()
+        self._logged_at = (time.monotonic(), self.clock.nimg)
+        for network in self.system.networks().values():
+            network.train()
+        while self.clock.nimg < total:
+            before = self.clock
+            self._iteration()
+            now, last = self.clock.nimg, self.clock.nimg >= total
+            if last or crossed(job.training.log_every_kimg, before.nimg, now):
+                self._log()
+            # Evaluating comes first: a run killed in between evaluates again rather than never.
+            if last or crossed(job.evaluation.every_kimg, before.nimg, now):
+                self._evaluate()
+            if last or crossed(job.checkpoint.every_kimg, before.nimg, now):
+                self._save()
+
+    def _iteration(self) -> None:
+        """All due updates once, then the averages, then the clock."""
+        clock, batch_size = self.clock, self.job.training.batch_size
+        batches_used = 1
+        for update in self.system.updates(clock):
+            if clock.iteration % update.interval:
+                continue
+            for repeat in range(update.repeats):
+                self._update(update, clock.nimg + repeat * batch_size)
+            batches_used = max(batches_used, update.repeats)
+        images = batches_used * batch_size
+        for ema in self.emas.values():
+            ema.update(images, clock.nimg)
+        self.clock = Clock(nimg=clock.nimg + images, iteration=clock.iteration + 1)
+        self.system.after_iteration(self.clock)
+
+    def _update(self, update: Update, nimg: int) -> None:
+        """One optimizer step: gradients of this worker's slices, summed over slices and averaged over workers."""
+        engine = self.engines[update.network]
+        device, networks = self.workers.device, self.system.networks().values()
+        begin_update(networks)
+        with engine.only_trained(self.engines):
+            for index, batch in zip(self.slices, self.stream.batch(nimg), strict=True):
+                draws = generator(device, self.job.seed, update.name, nimg, index)
+                on_device = Batch(images=batch.images.to(device), labels=batch.labels.to(device))
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
+                    loss = update.loss(on_device, draws)
+                engine.backward(loss.value / len(self.slices))
+                self._averages.add(f"loss/{update.name}", loss.value)
+                for name, value in loss.scalars.items():
+                    self._averages.add(name, value)
+            end_update(networks, self.workers.sum)
+            engine.step()
+
+    def _log(self) -> None:
+        """Write the means since the last line to the journal, and stop if they are not finite."""
+        values = self._averages.take()
+        then, nimg = self._logged_at
+        seconds = time.monotonic() - then
+        self._logged_at = (time.monotonic(), self.clock.nimg)
+        bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+        values["throughput/img_per_s"] = (self.clock.nimg - nimg) / max(seconds, 1e-9)
+        if not bad:
+            self.write("metrics", self.clock.nimg, values=values)
+            return
+        last = self.checkpoints.list()
+        raise TrainingError(
+            f"{', '.join(bad)}: not finite at {self.clock.kimg:g} kimg. Lower training.optimizers.*.lr or set "
+            f"training.gradient_clipping; {f'the last checkpoint is {last[-1].name}' if last else 'no checkpoint yet'}."
+        )
+
+    def ema_state(self) -> dict[str, Tensor]:
+        """`<network>.<key>` -> averaged weights and current buffers of what sampling needs. Collective."""
+        return {f"{n}.{k}": t for n in self.system.sampled_networks for k, t in self.emas[n].full_state().items()}
+
+    def _evaluate(self) -> None:
+        then = time.monotonic()
+        self.evaluate(self.clock, self.ema_state())
+        moment, nimg = self._logged_at
+        self._logged_at = (moment + time.monotonic() - then, nimg)  # throughput is of training alone
+
+    def _save(self) -> None:
+        state: dict[str, Any] = self.system.state_dict()
+        path = self.checkpoints.save(self.clock, self.identity, self.engines, self.emas, state)
+        self.write("event", self.clock.nimg, event="checkpoint", path=path.name)
