@@ -1,0 +1,140 @@
+"""`bessemer data`: make data sets."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bessemer.cli.output import echo_json, human_bytes, progress
+
+if TYPE_CHECKING:
+    from bessemer.data.manifest import Manifest
+
+__all__ = ["app", "pack"]
+
+app = typer.Typer(help="Make the data sets that jobs read.", no_args_is_help=True)
+
+
+@app.callback()
+def _data() -> None:
+    """Make the data sets that jobs read."""
+
+
+@app.command()
+def pack(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Image folder, archive (tar, tar.gz, tar.xz, tar.zst, tar.bz2, zip), or the word `digits`: "
+            "handwritten digits that come with scikit-learn.",
+        ),
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Directory to make; jobs name it as data.path.")],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Centre-crop images to a square and resize it to SIZE x SIZE pixels. Needed where sizes differ."
+        ),
+    ] = None,
+    resize: Annotated[
+        str,
+        typer.Option(
+            metavar="lanczos|box|bicubic|none", help="Filter for --size; `none` cuts out the centre without scaling."
+        ),
+    ] = "lanczos",
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RGB|L",
+            help="Convert all images to colour (RGB) or grey (L); transparency is laid over white. Needed where they "
+            "are mixed.",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split to take where the top folders are splits (train, test, val, ...), or `all`.",
+            show_default="the training split",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take at most LIMIT images of each class, the first by name.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Largest size of a shard in MiB.")] = 128,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set at DST.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Pack images into a data set that jobs can train on.
+
+    SRC holds images as class/name.jpg (also png, webp, bmp); images in no class folder make up one class. Folders
+    around the classes are skipped, and of train/test/val folders the training split is taken.
+
+    Every image is checked by decoding it. JPEG and PNG images that fit are stored byte for byte; others are
+    converted and stored as PNG. DST appears when it is complete: WebDataset tar shards, an index and manifest.json.
+
+    Example: bessemer data pack photos/ datasets/photos --size 64 --mode RGB
+    """
+    from bessemer.data import pack as packing
+
+    start = time.monotonic()
+    with progress("packing") as advance:
+        manifest = packing.pack(
+            source,
+            destination,
+            size=size,
+            resize=packing.resize_named(resize),
+            mode=packing.mode_named(mode),
+            split=split,
+            limit=limit,
+            shard_bytes=shard_size << 20,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    seconds = time.monotonic() - start
+    if as_json:
+        echo_json(_summary(manifest, destination, seconds))
+    else:
+        _print_summary(manifest, destination, seconds)
+
+
+def _summary(manifest: Manifest, destination: Path, seconds: float) -> dict[str, object]:
+    return {
+        "path": destination,
+        "samples": manifest.samples,
+        "classes": dict(zip(manifest.classes, manifest.class_counts, strict=True)),
+        "resolution": manifest.resolution,
+        "channels": manifest.channels,
+        "encoding": manifest.encoding,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "hash": manifest.hash,
+        "packing": manifest.packing.model_dump(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _print_summary(manifest: Manifest, destination: Path, seconds: float) -> None:
+    packing = manifest.packing
+    colour = "RGB" if manifest.channels == 3 else "grey"
+    size = human_bytes(sum(shard.bytes for shard in manifest.shards))
+    fewest, most = min(manifest.class_counts), max(manifest.class_counts)
+    lines = {
+        "samples": f"{manifest.samples} images, {manifest.resolution}x{manifest.resolution} {colour}",
+        "classes": f"{len(manifest.classes)}, of {fewest if fewest == most else f'{fewest} to {most}'} images each",
+        "stored": f"{packing.passed_through} byte for byte, {manifest.samples - packing.passed_through} as new PNG",
+        "shards": f"{len(manifest.shards)}, {size}",
+    }
+    if packing.split is not None:
+        others = [name for name in packing.splits if name != packing.split]
+        note = f" (not taken: {', '.join(others)})" if others and packing.split != "all" else ""
+        lines["split"] = packing.split + note
+    if packing.ignored:
+        lines["ignored"] = ", ".join(f"{count} {ending}" for ending, count in packing.ignored.items())
+    lines["time"] = f"{seconds:.1f} s"
+    lines["where"] = str(destination)
+    for name, value in lines.items():
+        typer.echo(f"{name:8} {value}")

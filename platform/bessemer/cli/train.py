@@ -1,0 +1,66 @@
+"""`bessemer train` and `bessemer resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bessemer.orchestration.run_directory import RunDirectory
+
+__all__ = ["resume", "train", "train_run"]
+
+
+def train(
+    job: Annotated[Path, typer.Argument(help="Job file (YAML); `bessemer schema` documents its fields.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: --set training.total_kimg=20. Repeatable."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Directory that holds the runs.")] = Path("runs"),
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Directory of this run; by default RUNS/<name of the job>.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the job, the data and the machine, then stop.")] = False,
+) -> None:
+    """Train a job: check it, start its workers on Ray, and follow it to its end.
+
+    Everything about the run lands in its directory: job, journal, checkpoints, snapshots, sample grids, report.
+    Ctrl-C stops it; `bessemer resume RUN` goes on from the last checkpoint.
+    """
+    from bessemer.orchestration.launch import preflight, with_absolute_paths
+    from bessemer.orchestration.run_directory import RunDirectory
+    from bessemer.spec.load import load_job
+
+    spec = with_absolute_paths(load_job(job, set_ or ()))
+    preflight(spec, run_dir.parent if run_dir else runs)
+    if dry_run:
+        typer.echo(f"ok: {job} can be trained here with {spec.resources.workers} worker(s)")
+        return
+    train_run(RunDirectory.create(runs, spec, run_dir))
+
+
+def resume(run: Annotated[Path, typer.Argument(help="Directory of the run, such as runs/quickstart.")]) -> None:
+    """Go on with an interrupted run from its newest undamaged checkpoint."""
+    from bessemer.orchestration.launch import preflight
+    from bessemer.orchestration.run_directory import RunDirectory
+
+    directory = RunDirectory.open(run)
+    preflight(directory.job(), directory.runs_root)
+    train_run(directory)
+
+
+def train_run(run: RunDirectory) -> None:
+    """Train `run` to its end with a progress display, and say where its results are."""
+    from bessemer.cli.progress import follow_run
+    from bessemer.orchestration.launch import launch
+
+    typer.echo(f"run {run.path}", err=True)
+    try:
+        launch(run, follow_run)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; go on with: bessemer resume {run.path}", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"finished: {run.path}\nreport:   {run.path / 'report.html'}", err=True)

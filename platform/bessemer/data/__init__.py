@@ -1,0 +1,1 @@
+"""Data sets: packed into WebDataset shards, indexed, streamed in an elastic order."""

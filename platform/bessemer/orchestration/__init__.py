@@ -1,0 +1,1 @@
+"""Ray: starts, heals and resumes runs."""

@@ -1,0 +1,235 @@
+"""Runs a job on Ray: places the workers, replaces lost ones, mirrors the journal, reports the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bessemer.errors import BessemerError, MachineError, RunError, TrainingError
+from bessemer.orchestration.run_directory import RunDirectory
+from bessemer.spec.job import JobSpec, ResourcesSpec
+from bessemer.tracking.journal import read_journal
+
+__all__ = ["launch", "preflight", "with_absolute_paths"]
+
+
+def with_absolute_paths(job: JobSpec) -> JobSpec:
+    """The job with its data path made absolute: workers have other working directories."""
+    return job.model_copy(update={"data": job.data.model_copy(update={"path": str(Path(job.data.path).absolute())})})
+
+
+def preflight(job: JobSpec, runs_root: Path) -> None:
+    """Check everything that can be checked before anything starts.
+
+    Raises:
+        BessemerError: names the field or file, the value, the rule and the fix.
+    """
+    from bessemer.evaluation.extractors import get_extractor
+    from bessemer.evaluation.names import parse_metric
+    from bessemer.orchestration.worker import check_job
+    from bessemer.tracking.mlflow_store import check_uri
+
+    check_job(job)
+    for extractor in dict.fromkeys(parse_metric(name).extractor for name in job.evaluation.metrics):
+        get_extractor(extractor)
+    if job.tracking.mlflow:
+        check_uri(job.tracking.uri, runs_root)
+    if job.resources.address is None:
+        _check_this_machine(job.resources)
+
+
+def _check_this_machine(resources: ResourcesSpec) -> None:
+    import torch
+
+    cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    needed_cpus, needed_gpus = resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker
+    if needed_cpus > cpus:
+        raise MachineError(
+            f"resources: {resources.workers} workers with {resources.cpus_per_worker:g} CPUs each need "
+            f"{needed_cpus:g}, and this machine has {cpus}; lower resources.workers or resources.cpus_per_worker, "
+            "or name a cluster in resources.address."
+        )
+    if needed_gpus > gpus:
+        raise MachineError(
+            f"resources: {resources.workers} workers with {resources.gpus_per_worker:g} GPUs each need "
+            f"{needed_gpus:g}, and this machine has {gpus}; lower resources.gpus_per_worker (0 trains on the CPU), "
+            "or name a cluster in resources.address."
+        )
+
+
+@contextmanager
+def _ray(resources: ResourcesSpec) -> Iterator[None]:
+    """A Ray of our own on loopback, or the cluster that the job names."""
+    # Ray chooses an authentication mode by itself when it is unset, and then processes disagree.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    own_token = resources.address is None and os.environ["RAY_AUTH_MODE"] == "token"
+    if own_token and not os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    # GPUs stay visible to processes that reserve none; the driver's own choice of devices stands.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    temporary: str | None = None
+    common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if resources.address is None:
+            # Sockets live below the directory, and their paths must stay below 107 bytes.
+            temporary = tempfile.mkdtemp(prefix="bsm-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)  # noqa: S108
+            ray.init(
+                address="local",
+                num_cpus=max(1, round(resources.workers * resources.cpus_per_worker + 0.499)),
+                include_dashboard=False,
+                _temp_dir=temporary,
+                object_store_memory=128 << 20,
+                **common,
+            )
+        else:
+            try:
+                ray.init(address=resources.address, **common)
+            except (ConnectionError, ValueError, RuntimeError) as e:
+                raise MachineError(
+                    f"resources.address: no Ray cluster answers at {resources.address} ({e}); check the address and "
+                    "RAY_AUTH_TOKEN, or leave the field out to start Ray on this machine."
+                ) from None
+        yield
+    finally:
+        ray.shutdown()
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _worker_loop(config: dict[str, Any]) -> None:
+    """What Ray runs in every worker process."""
+    from bessemer.orchestration.worker import run_worker
+
+    # The driver reads what run_worker leaves; raising would make Ray start the same mistake again.
+    with suppress(BessemerError):
+        run_worker(Path(config["run"]))
+
+
+def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = None) -> None:
+    """Train `run` to its end on Ray, from where it stands.
+
+    Lost workers are replaced up to `resources.max_failures` times; the new ones go on from the newest checkpoint.
+
+    Args:
+        run: a new run, or one that was interrupted.
+        follow: makes a context manager that shows progress while it is entered.
+
+    Raises:
+        RunError: the run is being trained by another process, or has ended already.
+        BessemerError: what stopped the run.
+    """
+    job = run.job()
+    with run.locked():
+        if any(r.get("event") == "finished" for r in read_journal(run.path / "journal.jsonl") if r["kind"] == "event"):
+            raise RunError(f"{run.path}: has finished already; `bessemer report {run.path}` shows it.")
+        run.clear_error()
+        run.journal.write("event", 0, event="started", workers=job.resources.workers, job=job.name)
+        status = "FAILED"
+        mirror = _start_mirror(run, job)
+        try:
+            with (follow(run) if follow else suppress()), _ray(job.resources):
+                _fit(run, job)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            run.journal.write("event", _newest_nimg(run), event="stopped", reason="interrupted")
+            raise
+        except BessemerError as e:
+            run.journal.write("event", _newest_nimg(run), event="failed", error=str(e))
+            raise
+        finally:
+            _write_report(run)
+            if mirror is not None:
+                mirror.stop(status)
+
+
+def _fit(run: RunDirectory, job: JobSpec) -> None:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = job.resources
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={"run": str(run.path)},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=300),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
+        ),
+        run_config=ray.train.RunConfig(
+            # A name of its own for each launch: Ray would take an old name as a run to restore.
+            name=f"launch-{secrets.token_hex(4)}",
+            storage_path=str(run.path / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
+            callbacks=[_journal_restarts(run)],
+        ),
+    )
+    error: Exception | None = None
+    try:
+        trainer.fit()
+    except Exception as e:  # Ray wraps whatever ended the workers in classes of its own
+        error = e
+    if (left := run.error()) is not None:
+        raise TrainingError(left["message"]) from None
+    if error is not None:
+        raise TrainingError(
+            f"{run.path}: workers were lost {resources.max_failures + 1} times (resources.max_failures = "
+            f"{resources.max_failures}); the last error: {_last_line(error)}. Logs: {run.path / 'logs'}. "
+            f"Go on with: bessemer resume {run.path}"
+        ) from error
+
+
+def _journal_restarts(run: RunDirectory) -> Any:
+    """A Ray callback that writes each replacement of lost workers to the journal."""
+    from ray.train import UserCallback
+
+    class JournalRestarts(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+            reasons = {str(rank): _last_line(e) for rank, e in worker_exceptions.items()}
+            run.journal.write("event", _newest_nimg(run), event="workers_lost", reasons=reasons)
+
+    return JournalRestarts()
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _newest_nimg(run: RunDirectory) -> int:
+    return max((int(r["nimg"]) for r in read_journal(run.path / "journal.jsonl")), default=0)
+
+
+def _start_mirror(run: RunDirectory, job: JobSpec) -> Any:
+    if not job.tracking.mlflow:
+        return None
+    from bessemer.tracking.mlflow_mirror import MlflowMirror
+
+    mirror = MlflowMirror(run.path, job.tracking, run.runs_root)
+    mirror.start()
+    return mirror
+
+
+def _write_report(run: RunDirectory) -> None:
+    """A report is a view: failing to draw it must not hide how the run ended."""
+    from bessemer.tracking.report import write_report
+
+    try:
+        write_report(run.path)
+    except Exception:
+        logging.getLogger(__name__).exception("the report could not be written")

@@ -1,0 +1,192 @@
+"""The run directory: everything that a run leaves behind, and the lock that keeps a second trainer out."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bessemer import __version__
+from bessemer.errors import RunError
+from bessemer.spec.job import JobSpec
+from bessemer.spec.load import dump_job, load_job
+from bessemer.tracking.journal import Journal
+
+__all__ = ["RunDirectory"]
+
+_PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "mlflow", "numpy")
+
+
+class RunDirectory:
+    """``runs/<name>/`` with job.yaml, run.json, journal.jsonl, checkpoints/, snapshots/, samples/ and logs/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, root: Path, job: JobSpec, directory: Path | None = None) -> RunDirectory:
+        """Make the directory of a new run: `directory`, or the next free ``<root>/<job name>[-N]``.
+
+        Raises:
+            RunError: it exists already, or cannot be written.
+        """
+        try:
+            if directory is None:
+                root.mkdir(parents=True, exist_ok=True)
+                path = cls._next_free(root, job.name)
+            else:
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                directory.mkdir()
+                path = directory
+            path = path.absolute()
+            record = {
+                "id": uuid.uuid4().hex,
+                "name": path.name,
+                "created": time.time(),
+                "bessemer": __version__,
+                "python": sys.version.split()[0],
+                "packages": {p: metadata.version(p) for p in _PACKAGES if _installed(p)},
+                "command": sys.argv,
+                **_git(),
+            }
+            (path / "job.yaml").write_text(dump_job(job))
+            # run.json comes last: a directory without it is no run
+            (path / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+        except OSError as e:
+            if directory is not None and directory.is_dir():
+                raise RunError(
+                    f"{directory}: exists already; choose another --run-dir, or go on with it: "
+                    f"bessemer resume {directory}"
+                ) from None
+            raise RunError(
+                f"run directory {e.filename or directory or root}: cannot be written ({e.strerror}); "
+                "choose another place with --runs or --run-dir."
+            ) from None
+        return cls(path)
+
+    @staticmethod
+    def _next_free(root: Path, name: str) -> Path:
+        for number in range(1, 10_000):
+            path = root / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+        raise RunError(f"{root}: already holds 9999 runs named {name}; delete some, or choose another --runs.")
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run.
+
+        Raises:
+            RunError: `path` is no run directory.
+        """
+        path = path.absolute()
+        if not (path / "run.json").is_file() or not (path / "job.yaml").is_file():
+            raise RunError(
+                f"{path}: is no run directory (run.json and job.yaml are expected there); `bessemer runs` lists runs."
+            )
+        return cls(path)
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.path / "journal.jsonl")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def runs_root(self) -> Path:
+        return self.path.parent
+
+    def job(self) -> JobSpec:
+        """The job as it was when the run was made."""
+        return load_job(self.path / "job.yaml")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the lock goes away with the process, however it ends.
+
+        Raises:
+            RunError: another process trains this run.
+        """
+        file = self.path / ".lock"
+        try:
+            fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as e:
+            raise RunError(f"{file}: cannot be written ({e.strerror}); make the run directory writable.") from None
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
+                raise RunError(
+                    f"{self.path}: is being trained by process {owner or '?'}; wait for it, or end that process first."
+                ) from None
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(fd)
+
+    # A person's mistake ends a run for good: replacing workers would only repeat it. The first worker that finds
+    # one leaves it here; workers that come after see it and stop, and the driver reports it.
+
+    @property
+    def _error_file(self) -> Path:
+        return self.path / "error.json"
+
+    def leave_error(self, error: Exception) -> None:
+        """Record why the run cannot go on, unless somebody did already."""
+        aside = self.path / f".error.{uuid.uuid4().hex[:8]}"
+        aside.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
+        try:
+            os.link(aside, self._error_file)  # unlike rename, fails if it exists: the first error is the cause
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()
+
+    def error(self) -> dict[str, str] | None:
+        """What :meth:`leave_error` recorded since the last :meth:`clear_error`."""
+        try:
+            found: dict[str, str] = json.loads(self._error_file.read_text())
+        except FileNotFoundError:
+            return None
+        return found
+
+    def clear_error(self) -> None:
+        self._error_file.unlink(missing_ok=True)
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _git() -> dict[str, Any]:
+    """Commit of the working directory, and whether it has changes; empty outside a repository."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"git_sha": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}

@@ -1,0 +1,268 @@
+"""One worker of a run: puts system, data, engines and evaluation together and trains.
+
+Ray starts it (:mod:`bessemer.orchestration.launch`), or torchrun, which needs neither Ray nor MLflow::
+
+    torchrun --standalone --nproc-per-node 2 -m bessemer.orchestration.worker jobs/quickstart.yaml --run-dir runs/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bessemer.data.dataset import ShardedDataset
+from bessemer.data.stream import SliceStream
+from bessemer.errors import BessemerError, SpecError
+from bessemer.evaluation.evaluate import evaluate_system
+from bessemer.evaluation.grid import sample_grid, save_png, tile
+from bessemer.orchestration.run_directory import RunDirectory
+from bessemer.spec.job import JobSpec
+from bessemer.spec.load import load_job
+from bessemer.systems.contract import Clock, System
+from bessemer.systems.registry import build
+from bessemer.systems.snapshot import SnapshotInfo, save_snapshot
+from bessemer.tracking.journal import read_journal
+from bessemer.training.checkpoint import CheckpointStore, Identity, kimg_name
+from bessemer.training.distributed import Workers, init_deepspeed, join_workers
+from bessemer.training.ema import ShardedEma
+from bessemer.training.engine import build_engines
+from bessemer.training.loop import Trainer, owned_slices
+from bessemer.training.rng import generator
+
+__all__ = ["Evaluation", "run_worker"]
+
+_log = logging.getLogger(__name__)
+
+
+class Evaluation:
+    """Writes a snapshot, a sample grid and the job's metrics at one moment of the run.
+
+    All workers take part: each draws and judges its share of the samples. Training stands still meanwhile.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        job: JobSpec,
+        system: System,
+        dataset: ShardedDataset,
+        workers: Workers,
+        write: Callable[..., None],
+    ) -> None:
+        self._run, self._job, self._dataset, self._workers, self._write = run, job, dataset, workers, write
+        # A system of its own: nothing that sampling does can touch the one that is trained.
+        self._sampler = type(system)(system.config)
+        for name, network in self._sampler.networks().items():
+            network.to(workers.device if name in system.sampled_networks else "meta").requires_grad_(False)
+
+    def __call__(self, clock: Clock, ema_state: Mapping[str, Tensor]) -> None:
+        job, spec, name = self._job, self._job.evaluation, kimg_name(clock.nimg)
+        for network in self._sampler.sampled_networks:
+            prefix = f"{network}."
+            own = {k.removeprefix(prefix): v for k, v in ema_state.items() if k.startswith(prefix)}
+            self._sampler.networks()[network].load_state_dict(own)
+        manifest = self._dataset.manifest
+        info = SnapshotInfo(
+            system=job.system.name,
+            config=self._sampler.config.model_dump(mode="json"),
+            nimg=clock.nimg,
+            ema=job.ema.model_dump(),
+            seed=job.seed,
+            data_hash=manifest.hash,
+            class_names=list(manifest.classes),
+            class_counts=list(manifest.class_counts),
+        )
+        if self._workers.is_first:
+            info = save_snapshot(self._run.path / "snapshots" / name, dict(ema_state), info)
+        records = evaluate_system(
+            self._sampler,
+            info,
+            self._dataset,
+            spec.metrics,
+            samples=spec.samples,
+            batch_size=spec.batch_size,
+            seed=job.seed,
+            truncation=spec.truncation,
+            device=self._workers.device,
+            rank=self._workers.rank,
+            world=self._workers.size,
+            gather=self._workers.gather,
+        )
+        if self._workers.is_first:
+            for record in records:
+                self._write("evaluation", clock.nimg, **record.as_dict())
+            grid = sample_grid(self._sampler, manifest.class_counts, spec.grid, seed=job.seed, truncation=spec.truncation)
+            save_png(self._run.path / "samples" / f"{name}.png", grid)
+            self._write("samples", clock.nimg, path=f"samples/{name}.png")
+        self._workers.barrier()
+
+
+def _check_zero(job: JobSpec, system: System) -> None:
+    """Refuse ZeRO stages that compute wrong gradients for this system."""
+    if job.training.zero_stage < 3:
+        return
+    second = [u.name for u in system.updates(Clock(0, 0)) if u.second_order]
+    if second:
+        raise SpecError(
+            f"training.zero_stage: 3 computes wrong gradients for second-order losses, and {system.name} has "
+            f"{', '.join(second)}; set training.zero_stage to 2 or lower."
+        )
+    raise SpecError("training.zero_stage: 3 is not supported yet; set it to 2 or lower.")
+
+
+def check_job(job: JobSpec) -> System:
+    """Check everything of a job that needs the data set and the system; return the system, with weights unset.
+
+    Raises:
+        BessemerError: names the field, the value, the rule and the fix.
+    """
+    with ShardedDataset.open(job.data.path) as dataset:
+        with torch.device("meta"):
+            system = build(job.system.name, job.system.preset, job.system.config, dataset.manifest.facts)
+        if len(dataset) < job.training.batch_size:
+            raise SpecError(
+                f"training.batch_size: {job.training.batch_size} is more than the {len(dataset)} images of "
+                f"{job.data.path}; lower it."
+            )
+    _check_zero(job, system)
+    for name in job.training.optimizers:
+        if name not in system.networks():
+            raise SpecError(
+                f"training.optimizers.{name}: {system.name} has no network {name!r}; "
+                f"it has {', '.join(system.networks())}."
+            )
+    return system
+
+
+def run_worker(run_path: Path) -> None:
+    """Train the run as one of the workers that the environment describes, from its newest checkpoint to its end.
+
+    A mistake that a person must fix is left in the run directory before it is raised, so that nobody tries again.
+    """
+    run = RunDirectory.open(run_path)
+    if run.error() is not None:
+        return
+    try:
+        _train(run)
+    except BessemerError as e:
+        run.leave_error(e)
+        raise
+
+
+def _train(run: RunDirectory) -> None:
+    job = run.job()
+    torch.set_num_threads(job.training.threads_per_worker)
+    torch.backends.cudnn.deterministic = True
+    with join_workers() as workers, ShardedDataset.open(job.data.path) as dataset:
+        _log_to_file(run, workers.rank)
+        if job.slices % workers.size:
+            raise SpecError(
+                f"workers: {workers.size} do not divide the {job.slices} slices of a batch "
+                f"({job.training.batch_size} / {job.training.slice_size}); start as many as divide it."
+            )
+        _log.info("worker %d of %d, process %d", workers.rank, workers.size, os.getpid())
+        init_deepspeed(workers.device)
+        system = build(job.system.name, job.system.preset, job.system.config, dataset.manifest.facts)
+        _check_zero(job, system)
+        system.init_weights(generator("cpu", job.seed, "init"))
+        engines = build_engines(system.networks(), system.optimizers(), job.training, workers)
+        emas = {name: ShardedEma(engines[name], job.ema, workers) for name in system.sampled_networks}
+        slices = owned_slices(job.slices, workers.rank, workers.size)
+        stream = SliceStream(
+            dataset,
+            seed=job.seed,
+            batch_size=job.training.batch_size,
+            slice_size=job.training.slice_size,
+            slices=slices,
+            mirror=job.data.mirror,
+            threads=job.data.threads,
+            cache=job.data.cache,
+        )
+        journal = run.journal
+
+        def write(kind: str, nimg: int, **fields: Any) -> None:
+            if workers.is_first:
+                journal.write(kind, nimg, **fields)
+
+        identity = Identity(
+            system=job.system.name,
+            config=system.config.model_dump(mode="json"),
+            seed=job.seed,
+            batch_size=job.training.batch_size,
+            slice_size=job.training.slice_size,
+            data_hash=dataset.manifest.hash,
+        )
+        if workers.is_first and not (run.path / "samples" / "real.png").exists():
+            rows = job.evaluation.grid
+            ids = stream.order.ids(0, 0, rows * rows) % len(dataset)
+            save_png(run.path / "samples" / "real.png", tile(dataset.read(ids), rows))
+        trainer = Trainer(
+            job,
+            system,
+            engines,
+            emas,
+            stream,
+            CheckpointStore(run.checkpoints, job.checkpoint.keep_last, workers),
+            identity,
+            workers,
+            write,
+            Evaluation(run, job, system, dataset, workers, write),
+        )
+        try:
+            begun = any(r["kind"] != "event" for r in read_journal(journal.path))
+            if not trainer.resume() and begun:
+                write("event", 0, event="resumed", checkpoint=None, workers=workers.size)
+            trainer.run()
+            write("event", trainer.clock.nimg, event="finished", workers=workers.size)
+        finally:
+            stream.close()
+
+
+def _log_to_file(run: RunDirectory, rank: int) -> None:
+    """Send this process's log records to ``logs/worker-<rank>.log``."""
+    directory = run.path / "logs"
+    directory.mkdir(exist_ok=True)
+    handler = logging.FileHandler(directory / f"worker-{rank}.log")
+    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("bessemer")
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Entry point for torchrun."""
+    parser = argparse.ArgumentParser(description="Train as one worker under torchrun, without Ray and MLflow.")
+    parser.add_argument("job", type=Path, help="job file; ignored when the run directory exists already")
+    parser.add_argument("--run-dir", type=Path, required=True, help="directory of the run; resumed if it exists")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field of the job")
+    options = parser.parse_args()
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        with join_workers() as workers:
+            if workers.is_first and not options.run_dir.exists():
+                job = load_job(options.job, options.set)
+                job = job.model_copy(
+                    update={"data": job.data.model_copy(update={"path": str(Path(job.data.path).absolute())})}
+                )
+                check_job(job)
+                run = RunDirectory.create(options.run_dir.parent, job, options.run_dir)
+                run.journal.write("event", 0, event="started", workers=workers.size)
+            workers.barrier()
+            run = RunDirectory.open(options.run_dir)
+            if workers.is_first:
+                run.clear_error()
+            workers.barrier()
+            run_worker(run.path)
+    except BessemerError as e:
+        raise SystemExit(f"error: {e}" if rank == 0 else 2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from bessemer.cli.data import app, pack
+from bessemer.data.manifest import Manifest
+from bessemer.errors import DataError
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), "red").save(folder / "1.png")
+            Image.new("L", (12, 8), 7).save(folder / "2.png")
+    (tmp_path / "images" / "README.md").write_text("x")
+    return tmp_path / "images"
+
+
+def invoke(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["pack", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_summary_for_people(images: Path, tmp_path: Path) -> None:
+    output = invoke(images, tmp_path / "set", "--size", 8, "--mode", "RGB", "--resize", "box")
+    lines = dict(line.split(maxsplit=1) for line in output.splitlines())
+    assert lines["samples"] == "4 images, 8x8 RGB"
+    assert lines["classes"] == "2, of 2 images each"
+    assert lines["stored"] == "2 byte for byte, 2 as new PNG"
+    assert lines["shards"].startswith("1, ")
+    assert lines["split"] == "train (not taken: test)"
+    assert lines["ignored"] == "1 .md"
+    assert lines["where"] == str(tmp_path / "set")
+
+
+def test_json(images: Path, tmp_path: Path) -> None:
+    output = invoke(images, tmp_path / "set", "--size", 8, "--mode", "l", "--split", "all", "--limit", 1, "--json")
+    summary = json.loads(output)
+    manifest = Manifest.load(tmp_path / "set")
+    assert summary["hash"] == manifest.hash
+    assert summary["classes"] == {"cat": 1, "dog": 1}
+    assert (summary["samples"], summary["channels"], summary["shards"]) == (2, 1, 1)
+    assert summary["packing"]["limit"] == 1
+
+
+def test_overwrite(images: Path, tmp_path: Path) -> None:
+    options = ("--size", 8, "--mode", "RGB")
+    invoke(images, tmp_path / "set", *options)
+    with pytest.raises(DataError, match="--overwrite"):
+        invoke(images, tmp_path / "set", *options)
+    invoke(images, tmp_path / "set", *options, "--overwrite", "--shard-size", 1)
+
+
+def test_mistakes_name_the_option_that_fixes_them(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--mode RGB"):
+        invoke(images, tmp_path / "set", "--size", 8)
+    with pytest.raises(DataError, match="--size 8"):
+        invoke(images, tmp_path / "set", "--mode", "RGB")
+    with pytest.raises(DataError, match="'nearest' is unknown"):
+        invoke(images, tmp_path / "set", "--resize", "nearest")
+    assert CliRunner().invoke(app, ["pack", str(images), str(tmp_path / "set"), "--size", "0"]).exit_code == 2
+    assert not (tmp_path / "set").exists()
+
+
+def test_the_command_is_a_plain_function_too(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack(str(images), tmp_path / "set", size=8, mode="RGB")
+    assert "4 images, 8x8 RGB" in capsys.readouterr().out

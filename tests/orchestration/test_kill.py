@@ -1,0 +1,134 @@
+"""Runs survive: a killed worker is replaced, a killed run resumes, and both end bit-equal to an undisturbed one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bessemer.data.pack import pack
+from bessemer.tracking.journal import read_journal
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+JOB = """
+name: kill
+seed: 3
+system: {name: biggan, preset: tiny32}
+data: {path: DATA}
+training: {total_kimg: 1.2, batch_size: 16, slice_size: 8, zero_stage: 1, log_every_kimg: 0.1}
+ema: {half_life_kimg: 0.2}
+checkpoint: {every_kimg: 0.2}
+evaluation: {metrics: [], every_kimg: 0.6, grid: 2}
+tracking: {mlflow: false}
+resources: {workers: 2, cpus_per_worker: 0.5}
+"""
+END = "kimg-000001.200"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("kill")
+    pack("digits", root / "digits", size=32, mode="RGB", limit=20)
+    path = root / "job.yaml"
+    path.write_text(JOB.replace("DATA", str(root / "digits")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Path) -> Path:
+    """The same job under plain torchrun, without Ray."""
+    run = job.parent / "undisturbed"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "bessemer.orchestration.worker", str(job), "--run-dir", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def bessemer(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from bessemer.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(what: str, check: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    for _ in range(int(seconds / 0.05)):
+        if check():
+            return
+        if process.poll() is not None:
+            raise AssertionError(f"ended before {what}: {process.communicate()[0]}")
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def images_seen(run: Path) -> int:
+    return max((r["nimg"] for r in read_journal(run / "journal.jsonl") if r["kind"] == "metrics"), default=0)
+
+
+def worker_pid(run: Path, rank: int) -> int:
+    """Process of the newest worker `rank`, as its log says."""
+    found = re.findall(rf"worker {rank} of 2, process (\d+)", (run / "logs" / f"worker-{rank}.log").read_text())
+    return int(found[-1])
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    """Weights, optimizer states and averages of both workers, and buffers, are the same to the last bit."""
+    files = sorted(p.name for p in (a / "checkpoints" / END).glob("*.safetensors"))
+    assert files == ["rank-00000.safetensors", "rank-00001.safetensors", "shared.safetensors"]
+    compared = 0
+    for name in files:
+        ours, theirs = (load_file(run / "checkpoints" / END / name) for run in (a, b))
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key]), f"{name}: {key}"
+            compared += value.numel()
+    assert compared > 4 * 500_000
+    snapshot = Path("snapshots") / END / "weights.safetensors"
+    assert (a / snapshot).read_bytes() == (b / snapshot).read_bytes()
+
+
+def test_a_killed_worker_is_replaced(job: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = bessemer("train", job, "--run-dir", run)
+    wait_for("the run to be under way", lambda: images_seen(run) >= 500, process)
+    os.kill(worker_pid(run, 1), signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    events = [r["event"] for r in read_journal(run / "journal.jsonl") if r["kind"] == "event"]
+    assert "workers_lost" in events
+    assert "resumed" in events
+    assert events[-1] == "finished"
+    assert_same_weights(run, undisturbed)
+
+
+def test_a_killed_run_resumes(job: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = bessemer("train", job, "--run-dir", run)
+    wait_for("the run to be under way", lambda: images_seen(run) >= 500, process)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.communicate(timeout=60)
+    assert not any(r.get("event") == "finished" for r in read_journal(run / "journal.jsonl"))
+    again = bessemer("resume", run)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert_same_weights(run, undisturbed)
+    assert (run / "report.html").is_file()
+    refused = bessemer("resume", run)
+    output, _ = refused.communicate(timeout=60)
+    assert refused.returncode == 2
+    assert "has finished already" in output

@@ -1,0 +1,149 @@
+"""What is refused before anything starts, with the field, the value, the rule and the fix."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bessemer.data.pack import pack
+from bessemer.errors import BessemerError
+from bessemer.orchestration.launch import launch, preflight, with_absolute_paths
+from bessemer.orchestration.run_directory import RunDirectory
+from bessemer.spec.load import load_job
+
+JOB = """
+name: small
+system: {name: biggan, preset: tiny32}
+data: {path: DATA}
+training: {total_kimg: 0.1, batch_size: 16, slice_size: 8, log_every_kimg: 0.05}
+evaluation: {metrics: [], grid: 2}
+tracking: {mlflow: false}
+resources: {workers: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("small")
+    pack("digits", root / "digits", size=32, mode="RGB", limit=5)
+    pack("digits", root / "digits16", size=16, mode="RGB", limit=5)
+    path = root / "job.yaml"
+    path.write_text(JOB.replace("DATA", str(root / "digits")))
+    return path
+
+
+def test_a_good_job_passes(job: Path, tmp_path: Path) -> None:
+    preflight(load_job(job), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.path=nowhere", "bessemer data pack"),
+        ("data.path=ROOT/digits16", r"resolution.*expects 32.*has 16.*--size 32"),
+        ("system.name=bigan", r"system\.name.*'bigan'.*Did you mean 'biggan'"),
+        ("system.preset=tiny", r"system\.preset.*'tiny'.*tiny32"),
+        ("system.config.latent_dims=3", r"system\.config\.latent_dims.*latent_dim"),
+        ("system.config.latent_dim=81", r"latent_dim 81 must be a multiple"),
+        ("system.config.resolution=33", r"system\.config\.resolution"),
+        ("training.batch_size=64", r"training\.batch_size: 64 is more than the 50 images"),
+        ("training.optimizers.critic.lr=1", r"training\.optimizers\.critic.*generator, discriminator"),
+        ("training.zero_stage=3", r"training\.zero_stage: 3 .*2 or lower"),
+        ("evaluation.metrics=[kid_eflite0]", "kid_efflite0"),
+        ("resources.cpus_per_worker=4096", r"resources: 1 workers with 4096 CPUs.*lower"),
+        ("resources.gpus_per_worker=64", r"resources: .*64 GPUs.*0 trains on the CPU"),
+    ],
+)
+def test_refusals(job: Path, tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(BessemerError, match=message):
+        preflight(load_job(job, [change.replace("ROOT", str(job.parent))]), tmp_path)
+
+
+def test_zero_3_names_the_second_order_loss(job: Path, tmp_path: Path) -> None:
+    changed = load_job(job, ["training.zero_stage=3", "system.config.r1_gamma=1"])
+    with pytest.raises(BessemerError, match=r"zero_stage: 3 computes wrong gradients for second-order.*r1.*set.*2"):
+        preflight(changed, tmp_path)
+
+
+def test_an_unwritable_place_is_named(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for root in (tmp_path / "file", Path("/proc/nowhere")):
+        with pytest.raises(BessemerError, match=r"cannot be written .*--runs"):
+            RunDirectory.create(root, load_job(job))
+
+
+def test_an_existing_run_is_not_overwritten(job: Path, tmp_path: Path) -> None:
+    spec = load_job(job)
+    first = RunDirectory.create(tmp_path, spec)
+    assert RunDirectory.create(tmp_path, spec).path.name == "small-2"
+    with pytest.raises(BessemerError, match=r"exists already.*bessemer resume"):
+        RunDirectory.create(tmp_path, spec, first.path)
+
+
+def test_two_trainers_of_one_run(job: Path, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, load_job(job))
+    with run.locked(), pytest.raises(BessemerError, match=f"trained by process {os.getpid()}"):
+        launch(run)
+    with run.locked():
+        pass  # the lock is free again
+
+
+def test_no_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(BessemerError, match="is no run directory"):
+        RunDirectory.open(tmp_path)
+
+
+def test_the_run_keeps_its_job(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(job.parent)
+    spec = with_absolute_paths(load_job(job, ["data.path=digits", "training.total_kimg=0.2"]))
+    run = RunDirectory.create(tmp_path, spec)
+    assert run.job() == spec
+    assert run.job().data.path == str(job.parent / "digits")
+
+
+def test_only_the_first_error_is_kept(job: Path, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, load_job(job))
+    assert run.error() is None
+    run.leave_error(ValueError("first"))
+    run.leave_error(ValueError("second"))
+    assert run.error() == {"type": "ValueError", "message": "first"}
+    run.clear_error()
+    assert run.error() is None
+
+
+def worker(job: Path, run: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bessemer.orchestration.worker", str(job), "--run-dir", str(run), *more]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", **env}
+    )
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_taken_port_is_named(job: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+        done = worker(job, tmp_path / "run", **env)
+    assert done.returncode != 0
+    assert f"port {port} on 127.0.0.1 is in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_losses_that_are_not_finite_stop_the_run(job: Path, tmp_path: Path) -> None:
+    done = worker(job, tmp_path / "run", "--set", "training.optimizers.discriminator.lr=1e30")
+    assert done.returncode != 0
+    assert "not finite at" in done.stderr
+    assert "training.optimizers.*.lr" in done.stderr
+    error = RunDirectory.open(tmp_path / "run").error()
+    assert error is not None
+    assert error["type"] == "TrainingError"
