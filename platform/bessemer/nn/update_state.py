@@ -55,7 +55,7 @@ def end_update(networks: Iterable[nn.Module], all_reduce: Callable[[Tensor], obj
     if pending and all_reduce is not None:
         flat = torch.cat([t.reshape(-1).float() for t in pending])
         all_reduce(flat)
-        for tensor, total in zip(pending, flat.split([t.numel() for t in pending]), strict=True):
+        for tensor, total in zip(pending, torch.split(flat, [t.numel() for t in pending]), strict=True):
             tensor.copy_(total.view_as(tensor))
     for layer in layers:
         layer.end_update()

@@ -1,0 +1,79 @@
+"""The `bessemer` command: gathers the verbs, and prints errors that a person can fix without a traceback.
+
+Every verb lives in a file of its own whose top imports nothing heavy, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from bessemer.cli import data, doctor, evaluate, quickstart, report, runs, sample, schema, systems, train
+from bessemer.errors import BessemerError
+
+__all__ = ["app", "run"]
+
+_MOST_LINES = 30
+
+app = typer.Typer(
+    name="bessemer",
+    help="Train generative models, from one machine to a cluster, and review what came out.",
+    epilog="Begin with: bessemer quickstart. What this machine lacks: bessemer doctor.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich would double the time of --help
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from bessemer import __version__
+
+        typer.echo(f"bessemer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app.command(short_help="Pack data, train a small BigGAN, show what came out.")(quickstart.quickstart)
+app.command(short_help="Train a job.")(train.train)
+app.command(short_help="Go on with an interrupted run.")(train.resume)
+app.command(short_help="List all runs.")(runs.runs)
+app.command(short_help="Write a run's page: samples, curves, provenance.")(report.report)
+app.command(short_help="Draw a grid of images.")(sample.sample)
+app.command(short_help="Compare generated images with the data set.")(evaluate.evaluate)
+app.command(short_help="Check this machine, and say how to get what is missing.")(doctor.doctor)
+app.command(short_help="Print the JSON Schema of job files.")(schema.schema)
+app.add_typer(data.app, name="data", short_help="Make the data sets that jobs read.")
+app.add_typer(systems.app, name="systems", short_help="Show what can be trained.")
+
+
+def run() -> None:
+    """Run the command line on `sys.argv` and exit.
+
+    Exit codes: 0 done, 1 the command says no (such as `doctor`), 2 a mistake that the printed error explains,
+    130 interrupted. Any other exception is a defect of Bessemer and keeps its traceback.
+    """
+    try:
+        app()
+    except BessemerError as e:
+        typer.echo(_one_screen(f"error: {e}"), err=True)
+        sys.exit(2)
+
+
+def _one_screen(text: str) -> str:
+    lines = text.splitlines()
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[: _MOST_LINES - 1], f"... and {len(lines) - _MOST_LINES + 1} more lines"]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Feature extractors, statistics and metrics of generated images."""

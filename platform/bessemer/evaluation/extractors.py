@@ -1,0 +1,106 @@
+"""Feature extractors: from uint8 images to vectors, always with the weights' hash and the name of the preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bessemer.errors import EvaluationError
+from bessemer.evaluation.names import EXTRACTORS
+
+__all__ = ["Extractor", "check_images", "exact_arithmetic", "file_sha256", "get_extractor"]
+
+
+class Extractor(Protocol):
+    """A frozen network that turns images into features."""
+
+    @property
+    def name(self) -> str:
+        """Key of :data:`bessemer.evaluation.names.EXTRACTORS`."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of a feature vector."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the weights file."""
+
+    @property
+    def preprocessing(self) -> str:
+        """Name of resizing and scaling; changes whenever their result does."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features [N, dimension] float32 of [N, 1 or 3, H, W] uint8 images, on the extractor's device.
+
+        Raises:
+            EvaluationError: images of another type or shape.
+        """
+
+
+def get_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor, loaded once per process and device.
+
+    Raises:
+        EvaluationError: unknown name, or its package or weights are missing; the message says how to get them.
+    """
+    if name not in EXTRACTORS:
+        raise EvaluationError(f"extractor {name!r}: there is none of this name; known: {', '.join(EXTRACTORS)}.")
+    device = torch.device(device)
+    if name == "efflite0":
+        return _efflite0(device)
+    from bessemer.evaluation.inception import find_weights
+
+    return _inception(find_weights(), device)
+
+
+@lru_cache(maxsize=2)
+def _efflite0(device: torch.device) -> Extractor:
+    from bessemer.evaluation.efflite0 import EffLite0
+
+    return EffLite0(device)
+
+
+@lru_cache(maxsize=2)
+def _inception(weights: Path, device: torch.device) -> Extractor:
+    from bessemer.evaluation.inception import Inception
+
+    return Inception(weights, device)
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is not [N, 1 or 3, H, W] uint8; extractors repeat a single channel to three.
+
+    Raises:
+        EvaluationError: another type or shape.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise EvaluationError(
+            f"images: {images.dtype} of shape {list(images.shape)}, but extractors take uint8 [N, 1 or 3, H, W]."
+        )
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Full fp32 and repeatable kernels on a GPU, whose defaults (TF32) would move the third digit of a distance."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""Which images are drawn: labels, chunks and their random numbers, the same on any number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bessemer.systems.contract import System
+from bessemer.training.rng import generator
+
+__all__ = ["SAMPLE_CHUNK", "allocate_labels", "draw_chunk", "prepare", "sampling_mode", "to_uint8"]
+
+SAMPLE_CHUNK = 32
+"""Images that share one random generator; part of the protocol, so it is no setting."""
+
+_STANDING_LABELS = 4096  # enough to hold every class in its proportion; a system draws its own number from them
+
+
+def allocate_labels(class_counts: Sequence[int], samples: int) -> NDArray[np.int64]:
+    """Labels [samples] whose shares are those of the data set, in a fixed shuffled order.
+
+    Every class gets its proportion rounded down; the rest goes to the largest remainders (ties: lower index first).
+    """
+    if len(class_counts) < 2:
+        return np.zeros(samples, dtype=np.int64)
+    counts = np.asarray(class_counts, dtype=np.int64)
+    exact, remainder = np.divmod(counts * samples, counts.sum())
+    exact[np.argsort(-remainder, kind="stable")[: samples - exact.sum()]] += 1
+    labels = np.repeat(np.arange(len(counts), dtype=np.int64), exact)
+    return np.random.default_rng(0).permutation(labels)
+
+
+def prepare(
+    system: System, class_counts: Sequence[int], *, seed: int, truncation: float | None, device: torch.device | str
+) -> None:
+    """Let the system renew its standing statistics; the same on every worker, and changes its buffers."""
+    labels = torch.from_numpy(allocate_labels(class_counts, _STANDING_LABELS)).to(device)
+    with torch.no_grad(), sampling_mode(system):
+        system.prepare_sampling(labels, generator(device, seed, "standing"), truncation)
+
+
+def draw_chunk(
+    system: System,
+    labels: NDArray[np.int64],
+    chunk: int,
+    *,
+    seed: int,
+    truncation: float | None,
+    device: torch.device | str,
+) -> Tensor:
+    """Images of chunk number `chunk` of the labels of a whole evaluation: [<=32, C, H, W] float32 in [-1, 1]."""
+    own = torch.from_numpy(labels[chunk * SAMPLE_CHUNK : (chunk + 1) * SAMPLE_CHUNK]).to(device)
+    with torch.no_grad():
+        return system.sample(own, generator(device, seed, "sample", chunk), truncation)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to uint8 in [0, 255]: the inverse of the data set's scaling, rounded to nearest."""
+    return images.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+@contextmanager
+def sampling_mode(system: System) -> Iterator[None]:
+    """Evaluation mode for the networks that are sampled; every module's own mode is restored afterwards."""
+    networks = system.networks()
+    modules = [m for name in system.sampled_networks for m in networks[name].modules()]
+    modes = [m.training for m in modules]
+    for m in modules:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m, mode in zip(modules, modes, strict=True):
+            m.training = mode

@@ -1,0 +1,49 @@
+"""Initial weights drawn from a generator that is handed in, so that they are a function of the seed alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Generator, nn
+
+from bessemer.nn.attention import SelfAttention
+from bessemer.nn.norm import AffineBatchNorm, BatchNorm
+from bessemer.nn.spectral import SpectralNorm
+
+__all__ = ["WeightInit", "init_weights"]
+
+WeightInit = Literal["orthogonal", "normal", "xavier"]
+
+
+@torch.no_grad()
+def init_weights(module: nn.Module, generator: Generator, weights: WeightInit) -> None:
+    """Set every parameter and buffer of the layers of this package below `module`, in place.
+
+    Weights of convolutions, linear layers and embeddings follow `weights`: orthogonal, N(0, 0.02²) or Xavier uniform.
+    Their biases are uniform in ±1/√fan_in, PyTorch's default. u of spectral norm is N(0, 1), not normalised.
+
+    Args:
+        generator: on the device of the module.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear, nn.Embedding)):
+            if weights == "orthogonal":
+                nn.init.orthogonal_(layer.weight, generator=generator)
+            elif weights == "normal":
+                nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
+            else:
+                nn.init.xavier_uniform_(layer.weight, generator=generator)
+            bias = getattr(layer, "bias", None)
+            if bias is not None:
+                bound = layer.weight[0].numel() ** -0.5
+                nn.init.uniform_(bias, -bound, bound, generator=generator)
+        if isinstance(layer, SpectralNorm):
+            layer.u.normal_(generator=generator)
+        elif isinstance(layer, BatchNorm):
+            layer.reset_statistics()
+            if isinstance(layer, AffineBatchNorm):
+                nn.init.ones_(layer.gain)
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, SelfAttention):
+            nn.init.zeros_(layer.gamma)

@@ -1,0 +1,147 @@
+"""Batch normalisation whose running statistics move once per update.
+
+In training each slice is normalised with its own statistics. The running statistics take one step per update,
+towards the mean over all slices of all workers, so that they do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bessemer.nn.update_state import UpdateStateLayer
+
+__all__ = ["AffineBatchNorm", "BatchNorm", "ConditionalBatchNorm", "renew_statistics"]
+
+
+class BatchNorm(UpdateStateLayer):
+    """Batch normalisation without parameters (Ioffe and Szegedy 2015, arXiv:1502.03167); the base of the others.
+
+    Args:
+        channels: C of the input [N, C, H, W].
+        eps: added to the variance.
+        momentum: share of an update's mean statistics in the new running statistics.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    sum_mean: Tensor
+    sum_var: Tensor
+    slices: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.channels, self.eps, self.momentum = channels, eps, momentum
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("sum_mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("sum_var", torch.zeros(channels), persistent=False)
+        self.register_buffer("slices", torch.zeros(1), persistent=False)
+
+    @torch.no_grad()
+    def reset_statistics(self) -> None:
+        """Running statistics of a layer that has seen nothing: mean 0, variance 1."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.begin_update()
+
+    def begin_update(self) -> None:
+        for total in self.pending():
+            total.zero_()
+
+    def pending(self) -> list[Tensor]:
+        return [self.sum_mean, self.sum_var, self.slices]
+
+    def end_update(self) -> None:
+        self.commit(self.momentum)
+
+    @torch.no_grad()
+    def commit(self, momentum: float) -> None:
+        """Move the running statistics by `momentum` towards the mean over the slices; nothing without slices."""
+        count = self.slices.clamp(min=1)
+        weight = momentum * (self.slices > 0).to(self.slices.dtype)  # a tensor: a branch would wait for the device
+        self.running_mean.lerp_(self.sum_mean / count, weight)
+        self.running_var.lerp_(self.sum_var / count, weight)
+
+    def _normalise(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        """Maps x to gain · (x - mean)/√(variance + eps) + bias; gain and bias broadcast to [N, C, 1, 1]."""
+        if not self.training:
+            scale = gain * (self.running_var + self.eps).rsqrt().view(1, -1, 1, 1)
+            return torch.addcmul(bias - self.running_mean.view(1, -1, 1, 1) * scale, x, scale)
+        # With momentum 1 the "running" statistics that F.batch_norm writes are those of this slice (and the variance
+        # is the unbiased one, as in PyTorch); fresh tensors, because autograd keeps them for the backward pass.
+        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        x = F.batch_norm(x, mean, var, training=True, momentum=1.0, eps=self.eps)
+        with torch.no_grad():
+            self.sum_mean += mean
+            self.sum_var += var
+            self.slices += 1
+        return torch.addcmul(bias, x, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same shape, each channel with mean 0 and variance 1 in training."""
+        one = x.new_ones(1, 1, 1, 1)
+        return self._normalise(x, one, torch.zeros_like(one))
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"
+
+
+class AffineBatchNorm(BatchNorm):
+    """Batch normalisation with a gain and a bias per channel, 1 and 0 at initialisation."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.gain = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same shape."""
+        return self._normalise(x, self.gain.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1))
+
+
+class ConditionalBatchNorm(BatchNorm):
+    """Batch normalisation with gain 1 + g(condition) and bias b(condition) (BigGAN, appendix B).
+
+    Args:
+        channels: C of the input [N, C, H, W].
+        gain: g, a module that maps the condition of each image to [N, C]: a linear layer without bias for a vector,
+            an embedding for a class index.
+        bias: b, likewise.
+    """
+
+    def __init__(
+        self, channels: int, gain: nn.Module, bias: nn.Module, *, eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.gain, self.bias = gain, bias
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]  # takes a condition
+        """[N, C, H, W] and the condition, [N, features] or [N] -> the shape of x."""
+        gain, bias = 1 + self.gain(condition), self.bias(condition)
+        return self._normalise(x, gain[:, :, None, None], bias[:, :, None, None])
+
+
+@torch.no_grad()
+def renew_statistics(network: nn.Module, forward: Callable[[], object], passes: int) -> None:
+    """Standing statistics (BigGAN): running statistics become the mean over `passes` forward passes.
+
+    Args:
+        network: holds the batch normalisation layers; left in the mode it was in.
+        forward: runs `network` once on fresh inputs.
+        passes: forward passes in training mode.
+    """
+    layers = [m for m in network.modules() if isinstance(m, BatchNorm)]
+    was_training = network.training
+    network.train()
+    for layer in layers:
+        layer.begin_update()
+    for _ in range(passes):
+        forward()
+    for layer in layers:
+        layer.commit(1.0)
+        layer.begin_update()
+    network.train(was_training)

@@ -1,0 +1,142 @@
+"""MLflow stores: which addresses are accepted, whether one answers, how a person opens it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import socket
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from bessemer.errors import TrackingError
+
+__all__ = ["check_uri", "quiet_mlflow", "redact", "resolve_uri", "ui_command"]
+
+_SQLITE = "sqlite:///"
+_HTTP = ("http", "https")
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_TIMEOUT = 5.0  # seconds
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # With the defaults a dead server blocks each call for minutes; here the journal keeps what a call loses.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+
+
+def resolve_uri(uri: str, runs_root: str | Path) -> str:
+    """``uri`` with a relative sqlite path taken from ``runs_root``."""
+    if uri.startswith(_SQLITE) and not uri.startswith(_SQLITE + "/"):
+        return _SQLITE + str(Path(runs_root).absolute() / uri.removeprefix(_SQLITE))
+    return uri
+
+
+def redact(uri: str) -> str:
+    """``uri`` without a password, for messages and files."""
+    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", uri)
+
+
+def quiet_mlflow() -> None:
+    """Set how MLflow behaves in this process, before it is imported; what the person set wins."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def ui_command(uri: str) -> str:
+    """What a person types or opens to see the runs of a (resolved) tracking URI.
+
+    A server is opened in the browser: MLflow's pages start in a mode for chats unless the address says otherwise.
+    For a database it is a command that starts one on this machine.
+    """
+    if uri.startswith(("http://", "https://")):
+        return f"{redact(uri).rstrip('/')}/?workflowType=machine_learning"
+    # Without job execution the server takes two processes instead of ten.
+    return (
+        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri {shlex.quote(redact(uri))} "
+        "--host 127.0.0.1 --port 5000   # then open http://127.0.0.1:5000/?workflowType=machine_learning"
+    )
+
+
+def check_uri(uri: str, runs_root: str | Path) -> None:
+    """Check before a run starts that MLflow is installed and that the store at ``uri`` answers.
+
+    Raises:
+        TrackingError: it is not; the message names `tracking.uri`, the value and the fix.
+    """
+    if importlib.util.find_spec("mlflow") is None:
+        raise TrackingError(
+            "tracking.mlflow is true, but MLflow is not installed; "
+            "install it with `pip install 'bessemer[tracking]'` or set tracking.mlflow to false"
+        )
+    scheme = uri.partition(":")[0].partition("+")[0]
+    if uri.startswith(_SQLITE):
+        _check_sqlite(uri, Path(resolve_uri(uri, runs_root).removeprefix(_SQLITE)))
+    elif scheme in _HTTP:
+        _check_server(uri)
+    elif scheme in _DATABASE_PORTS:
+        host, port = _host_and_port(uri, _DATABASE_PORTS[scheme])
+        try:
+            socket.create_connection((host, port), timeout=_TIMEOUT).close()
+        except OSError as error:
+            raise _refusal(uri, f"nothing answers at {host}:{port} ({_reason(error)})") from None
+    else:
+        raise _refusal(uri, "not an address that Bessemer knows")
+
+
+def _refusal(uri: str, problem: str) -> TrackingError:
+    return TrackingError(
+        f"tracking.uri {redact(uri)!r}: {problem}; use sqlite:///FILE.db, http(s)://HOST:PORT of an MLflow server "
+        "that runs, or postgresql://..., or set tracking.mlflow to false"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The inner reason of a connection failure, in one line."""
+    inner = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+    return " ".join(str(inner).split())[:200]
+
+
+def _check_sqlite(uri: str, path: Path) -> None:
+    if not path.name or "?" in str(path):
+        raise _refusal(uri, "names no database file")
+    if path.is_dir():
+        raise _refusal(uri, f"{path} is a directory")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open("r+b") as file:
+                start = file.read(16)
+            if start and start != b"SQLite format 3\0":
+                raise _refusal(uri, f"{path} is not an SQLite database")
+    except OSError as error:
+        raise _refusal(uri, f"cannot write {path} ({_reason(error)})") from None
+    if not os.access(path.parent, os.W_OK):  # SQLite keeps its log beside the database
+        raise _refusal(uri, f"cannot write in {path.parent} (no permission)")
+
+
+def _check_server(uri: str) -> None:
+    _host_and_port(uri, 0)
+    try:
+        # The scheme is http or https: `check_uri` saw to it.
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        if error.code not in (401, 403):  # alive, and it asks for credentials, which MLflow's client adds
+            raise _refusal(uri, f"its /health answers {error.code}, so it is no MLflow server in order") from None
+    except (OSError, ValueError) as error:
+        raise _refusal(uri, f"no MLflow server answers ({_reason(error)})") from None
+
+
+def _host_and_port(uri: str, default_port: int) -> tuple[str, int]:
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        host, port = parts.hostname, parts.port or default_port
+    except ValueError as error:
+        raise _refusal(uri, f"malformed ({error})") from None
+    if not host:
+        raise _refusal(uri, "names no host")
+    return host, port

@@ -1,0 +1,321 @@
+"""What is known of a run from its directory, and the table of all runs.
+
+A run directory may come from anywhere and be damaged: every value is checked before it is used, and one broken
+directory does not hide the others.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from bessemer.errors import RunError
+from bessemer.tracking.files import RUN_LOCK, is_locked, read_json
+from bessemer.tracking.journal import Record, finite, protocol_key, read_journal
+
+__all__ = [
+    "Curve",
+    "Point",
+    "Run",
+    "RunState",
+    "RunSummary",
+    "evaluation_curves",
+    "flatten",
+    "list_runs",
+    "load_run",
+    "summarise",
+    "text",
+]
+
+RunState = Literal["running", "finished", "failed", "stopped", "broken"]
+
+_ENDS: dict[str, RunState] = {"finished": "finished", "failed": "failed", "stopped": "stopped"}
+_BEGINS = frozenset({"started", "resumed", "restarted"})
+_CLOCK_EVENTS = frozenset({"started", "resumed", "checkpoint", "finished"})
+_SILENCE = 900.0  # seconds without a record after which a run whose directory has no lock counts as stopped
+_THROUGHPUT = "throughput/img_per_s"
+_RECENT_LINES = 20
+_MOST_FIELDS, _DEEPEST_FIELD = 1000, 8
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a curve."""
+
+    nimg: int
+    value: float
+    standard_error: float | None = None
+
+
+@dataclass
+class Curve:
+    """Evaluations of one metric that were made by one protocol, and may therefore be compared."""
+
+    metric: str
+    protocol: Record
+    """The latest record; its protocol fields hold for every point."""
+    points: list[Point] = field(default_factory=list)
+    not_finite: int = 0
+    """Evaluations that gave no number."""
+
+    @property
+    def best(self) -> Point:
+        """Lowest value: every metric that Bessemer computes is a distance."""
+        return min(self.points, key=lambda point: point.value)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its directory tells it."""
+
+    path: Path
+    info: dict[str, Any]
+    """run.json; empty when it is missing or damaged."""
+    job: dict[str, Any]
+    """job.yaml, not validated: an older Bessemer may have written it; empty when missing or damaged."""
+    job_text: str
+    records: list[Record]
+    """The journal as :func:`bessemer.tracking.journal.read_journal` gives it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the directory: what a person types."""
+        return self.path.absolute().name
+
+    @property
+    def nimg(self) -> int:
+        """Images seen so far. Evaluations do not count: an old snapshot can be evaluated at any time."""
+        for record in reversed(self.records):
+            if record["kind"] == "metrics" or (record["kind"] == "event" and record.get("event") in _CLOCK_EVENTS):
+                return int(record["nimg"])
+        return 0
+
+    @property
+    def state(self) -> RunState:
+        """How the run ended, if that is the journal's last word; otherwise running while its lock is held.
+
+        The driver still holds the lock while it writes the report of a finished run.
+        """
+        for record in reversed(self.records):
+            event = text(record.get("event")) if record["kind"] == "event" else None
+            if event in _ENDS:
+                return _ENDS[event]
+            if event in _BEGINS:
+                break
+        lock = self.path / RUN_LOCK
+        if lock.exists():
+            return "running" if is_locked(lock) else "stopped"
+        is_silent = not self.records or time.time() - self.records[-1]["time"] > _SILENCE
+        return "stopped" if is_silent else "running"
+
+    def of_kind(self, kind: str) -> Iterator[Record]:
+        """Records of one kind, in the order they were written."""
+        return (record for record in self.records if record["kind"] == kind)
+
+    def events(self, *names: str) -> list[Record]:
+        """Events of these names."""
+        return [record for record in self.of_kind("event") if record.get("event") in names]
+
+    def setting(self, *keys: str) -> Any:
+        """A field of the job, such as ``setting("training", "total_kimg")``; None where there is none."""
+        value: Any = self.job
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One row of `bessemer runs`; unknown values are None."""
+
+    name: str
+    path: str
+    state: RunState
+    system: str | None = None
+    preset: str | None = None
+    kimg: float = 0.0
+    total_kimg: float | None = None
+    metric: str | None = None
+    best: float | None = None
+    best_kimg: float | None = None
+    last: float | None = None
+    img_per_s: float | None = None
+    """Median of the last lines of the journal."""
+    workers: int | None = None
+    restarts: int = 0
+    created: float | None = None
+    """Unix seconds."""
+    note: str | None = None
+    """Why a directory is broken."""
+
+
+def text(value: object) -> str | None:
+    """``value`` if it is text that says something."""
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def flatten(value: Any) -> list[tuple[str, str]]:
+    """Dotted names and texts of nested mappings, such as a job; lists as JSON; depth and number are limited."""
+    flat: list[tuple[str, str]] = []
+
+    def walk(prefix: str, item: Any, depth: int) -> None:
+        if len(flat) >= _MOST_FIELDS:
+            return
+        if isinstance(item, dict) and item and depth < _DEEPEST_FIELD:
+            for key, inner in item.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner, depth + 1)
+        else:
+            flat.append((prefix, item if isinstance(item, str) else _as_json(item)))
+
+    walk("", value, 0)
+    return [(name, item) for name, item in flat if name]
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        RunError: there is nothing of a run in it, or it cannot be read.
+    """
+    path = Path(path)
+    files = [path / name for name in ("job.yaml", "run.json", "journal.jsonl")]
+    try:
+        if not any(file.is_file() for file in files):
+            raise RunError(
+                f"{path}: is no run directory (job.yaml, run.json and journal.jsonl are missing); "
+                "`bessemer runs` lists the runs"
+            )
+        job_text = files[0].read_bytes().decode("utf-8", errors="replace") if files[0].is_file() else ""
+        records = read_journal(files[2])
+    except OSError as error:
+        raise RunError(f"{error.filename or path}: cannot be read ({error.strerror}); check its permissions") from error
+    return Run(path, read_json(files[1]) or {}, _parse_job(job_text), job_text, records)
+
+
+def evaluation_curves(run: Run) -> list[Curve]:
+    """Evaluations grouped by metric and protocol, points in order of images seen.
+
+    The curves of one metric follow each other, the longest first: it is the run's own, beside which a single
+    evaluation by another protocol is a visitor. Of equally long ones the first is that continued last.
+    """
+    curves: dict[str, Curve] = {}
+    for record in run.of_kind("evaluation"):
+        metric = text(record.get("metric"))
+        if metric is None:
+            continue
+        key = protocol_key(record)
+        curve = curves.pop(key, None) or Curve(metric, record)
+        curves[key] = curve  # back at the end: the order tells which was continued last
+        curve.protocol = record
+        value = finite(record.get("value"))
+        if value is None:
+            curve.not_finite += 1
+        else:
+            curve.points.append(Point(record["nimg"], value, finite(record.get("standard_error"))))
+    for curve in curves.values():
+        curve.points.sort(key=lambda point: point.nimg)
+    ordered = list(reversed(curves.values()))
+    ordered.sort(key=lambda curve: -len(curve.points))
+    wanted = run.setting("evaluation", "metrics")
+    wanted = list(wanted) if isinstance(wanted, (list, tuple)) else []
+    metrics = sorted({curve.metric for curve in ordered})
+    metrics.sort(key=lambda metric: wanted.index(metric) if metric in wanted else len(wanted))
+    return [curve for metric in metrics for curve in ordered if curve.metric == metric]
+
+
+def summarise(run: Run) -> RunSummary:
+    """The row of one run. Best and last value belong to the first metric of the job and to one protocol."""
+    workers = [event.get("workers") for event in run.events("started", "resumed", "restarted", "finished")]
+    workers = [count for count in workers if isinstance(count, int)] or [run.setting("resources", "workers")]
+    speeds = [
+        speed
+        for record in run.of_kind("metrics")
+        if isinstance(record.get("values"), dict) and (speed := finite(record["values"].get(_THROUGHPUT))) is not None
+    ]
+    created = finite(run.info.get("created"))
+    if created is None and run.records:
+        created = run.records[0]["time"]
+    curve = next((curve for curve in evaluation_curves(run) if curve.points), None)
+    return RunSummary(
+        name=run.name,
+        path=str(run.path),
+        state=run.state,
+        system=text(run.setting("system", "name")),
+        preset=text(run.setting("system", "preset")),
+        kimg=run.nimg / 1000,
+        total_kimg=finite(run.setting("training", "total_kimg")),
+        metric=curve.metric if curve else None,
+        best=curve.best.value if curve else None,
+        best_kimg=curve.best.nimg / 1000 if curve else None,
+        last=curve.points[-1].value if curve else None,
+        img_per_s=statistics.median(speeds[-_RECENT_LINES:]) if speeds else None,
+        workers=workers[-1] if isinstance(workers[-1], int) else None,
+        restarts=len(run.events("resumed")),
+        created=created,
+    )
+
+
+def list_runs(root: str | Path) -> list[RunSummary]:
+    """All runs directly below ``root``, newest first; broken directories last, each with a note.
+
+    Directories that hold no file of a run (MLflow's artifacts, for one) are left out.
+
+    Raises:
+        RunError: ``root`` is no directory or cannot be read.
+    """
+    root = Path(root)
+    try:
+        directories = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise RunError(
+            f"{root}: cannot be listed ({error.strerror}); give the directory that holds the runs with --root"
+        ) from error
+    rows = [row for path in directories if (row := _row(path)) is not None]
+    return sorted(rows, key=lambda row: (row.state == "broken", -(row.created or 0.0), row.name))
+
+
+def _row(path: Path) -> RunSummary | None:
+    try:
+        present = {name for name in ("job.yaml", "run.json", "journal.jsonl") if (path / name).is_file()}
+        if not present:
+            return None
+        run = load_run(path)
+    except (RunError, OSError) as error:
+        return RunSummary(path.name, str(path), "broken", note=str(error))
+    for name, content in (("run.json", run.info), ("job.yaml", run.job)):
+        if not content:
+            problem = "damaged" if name in present else "missing"
+            return RunSummary(path.name, str(path), "broken", kimg=run.nimg / 1000, note=f"{name} is {problem}")
+    return summarise(run)
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, default=str, ensure_ascii=False)
+    except TypeError:  # YAML knows keys that JSON does not
+        return str(value)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them can stand for a circle or for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not used in job files that Bessemer writes")
+        return super().compose_node(parent, index)
+
+
+def _parse_job(source: str) -> dict[str, Any]:
+    try:
+        value = yaml.load(source, _PlainLoader)  # noqa: S506  # a SafeLoader, made stricter
+    # The parser's own errors, and what odd dates and deep nesting raise inside it.
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

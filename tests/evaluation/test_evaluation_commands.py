@@ -1,0 +1,152 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from bessemer.cli.app import app
+from bessemer.data.pack import pack
+from bessemer.errors import BessemerError, CheckpointError, EvaluationError, MachineError, RunError, SpecError
+from bessemer.orchestration.run_directory import RunDirectory
+from bessemer.spec.job import JobSpec
+from bessemer.systems.registry import build
+from bessemer.systems.snapshot import SnapshotInfo, save_snapshot
+from bessemer.tracking.journal import read_journal
+
+
+def invoke(*arguments: object) -> str:
+    """Standard output of a command that succeeds; the error of one that does not is raised."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the untrained tiny BigGAN with two snapshots, on 40 flat images of two classes."""
+    root = tmp_path_factory.mktemp("commands")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = root / "images" / ("bright" if i % 2 else "dark") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        level = rng.integers(128, 256) if i % 2 else rng.integers(0, 128)
+        Image.fromarray(np.full((32, 32, 3), level, dtype=np.uint8)).save(path)
+    manifest = pack(root / "images", root / "data")
+    job = JobSpec.model_validate(
+        {
+            "name": "commands",
+            "seed": 7,
+            "system": {"name": "biggan", "preset": "tiny32"},
+            "data": {"path": str(root / "data")},
+            "training": {"total_kimg": 1, "batch_size": 8, "slice_size": 8},
+            "evaluation": {"metrics": ["kid_efflite0"], "samples": 34, "truncation": 0.8},
+        }
+    )
+    directory = RunDirectory.create(root / "runs", job)
+    system = build("biggan", "tiny32", data=manifest.facts)
+    for nimg in (0, 8000):
+        system.init_weights(torch.Generator().manual_seed(nimg))
+        tensors = {
+            f"{name}.{key}": value
+            for name in system.sampled_networks
+            for key, value in system.networks()[name].state_dict().items()
+        }
+        info = SnapshotInfo(
+            system="biggan",
+            config=system.config.model_dump(mode="json"),
+            nimg=nimg,
+            ema={"half_life_kimg": 10.0},
+            seed=7,
+            data_hash=manifest.hash,
+            class_names=list(manifest.classes),
+            class_counts=list(manifest.class_counts),
+        )
+        save_snapshot(directory.path / "snapshots" / f"kimg-{nimg / 1000:010.3f}", tensors, info)
+    return directory.path
+
+
+def test_evaluate_takes_the_jobs_settings_and_writes_the_journal(run: Path) -> None:
+    [record] = json.loads(invoke("evaluate", run, "--json"))
+    expected = {"metric": "kid_efflite0", "samples": 34, "reference_samples": 34, "seed": 7, "truncation": 0.8}
+    assert {key: record[key] for key in expected} == expected
+    assert record["nimg"] == 8000
+    assert (
+        record["weights_sha256"]
+        == json.loads((run / "snapshots/kimg-000008.000/snapshot.json").read_text())["weights_sha256"]
+    )
+    kept = [r for r in read_journal(run / "journal.jsonl") if r["kind"] == "evaluation"]
+    assert [{key: r[key] for key in record} for r in kept] == [record]
+
+
+def test_evaluate_takes_other_settings_and_prints_a_table(run: Path) -> None:
+    text = invoke(
+        "evaluate",
+        run,
+        "-m",
+        "fd_efflite0,kid_efflite0",
+        "-n",
+        33,
+        "--truncation",
+        0.5,
+        "--snapshot",
+        "kimg-000000.000",
+    )
+    header, *rows = text.splitlines()
+    assert header.split()[:2] == ["metric", "value"]
+    assert [row.split()[0] for row in rows] == ["fd_efflite0", "kid_efflite0"]
+    kept = [r for r in read_journal(run / "journal.jsonl") if r.get("samples") == 33]
+    assert [(r["metric"], r["nimg"], r["truncation"]) for r in kept] == [
+        ("fd_efflite0", 0, 0.5),
+        ("kid_efflite0", 0, 0.5),
+    ]
+
+
+def test_sample_draws_the_same_latents_again_and_other_weights_differently(run: Path, tmp_path: Path) -> None:
+    for name, options in {
+        "new": (),
+        "again": (),
+        "old": ("--snapshot", run / "snapshots" / "kimg-000000.000"),
+        "seed": ("--seed", 1),
+        "tame": ("--truncation", 0.1),
+        "bright": ("--class", "bright"),
+    }.items():
+        out = tmp_path / f"{name}.png"
+        text = invoke("sample", run, "--out", out, "--rows", 2, *options)
+        assert text == f"{out}: 2 x 2 images at {0 if name == 'old' else 8} kimg\n"
+    found = {}
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as image:
+            assert (image.size, image.mode) == ((64, 64), "RGB")
+            found[path.stem] = image.tobytes()
+    assert found["new"] == found["again"]
+    assert len(set(found.values())) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (["evaluate", "{run}", "-m", "kid_eflite0"], EvaluationError, "Did you mean 'kid_efflite0'"),
+        (["evaluate", "{run}/nowhere"], RunError, "is no run directory"),
+        (["evaluate", "{run}", "--snapshot", "kimg-5"], RunError, "it has kimg-000000.000, kimg-000008.000"),
+        (["sample", "{run}", "--class", "brigt"], SpecError, "Did you mean 'bright'"),
+        (
+            ["sample", "{run}", "--rows", "1", "--out", "/dev/null/grid.png"],
+            MachineError,
+            "choose another place with --out",
+        ),
+    ],
+)
+def test_mistakes_are_explained(run: Path, arguments: list[str], error: type[BessemerError], text: str) -> None:
+    with pytest.raises(error) as raised:
+        invoke(*(a.format(run=run) for a in arguments))
+    assert text in str(raised.value)
+
+
+def test_run_without_snapshots_says_when_they_come(run: Path, tmp_path: Path) -> None:
+    young = RunDirectory.create(tmp_path, RunDirectory.open(run).job())
+    for verb in ("evaluate", "sample"):
+        with pytest.raises(CheckpointError, match="has no snapshot yet"):
+            invoke(verb, young.path)

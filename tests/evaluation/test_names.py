@@ -1,0 +1,48 @@
+import subprocess
+import sys
+
+import pytest
+
+from bessemer.errors import EvaluationError
+from bessemer.evaluation.names import EXTRACTORS, METRICS, parse_metric
+
+
+def test_known_names_say_kind_and_extractor() -> None:
+    assert parse_metric("fid") == ("frechet", "inception")
+    assert parse_metric("fd_efflite0") == ("frechet", "efflite0")
+    assert parse_metric("kid_efflite0") == ("kernel", "efflite0")
+    assert parse_metric("kid_inception") == ("kernel", "inception")
+
+
+def test_only_fid_hides_its_extractor() -> None:
+    for name, metric in METRICS.items():
+        assert metric.extractor in EXTRACTORS
+        assert name == "fid" or name.endswith(f"_{metric.extractor}")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("kid_eflite0", "kid_efflite0"),
+        ("FID", "fid"),
+        ("fid50k_full", "fid"),
+        ("fid_efflite0", "fd_efflite0"),
+        ("fid_inception", "fid"),
+        ("kid", "kid_efflite0"),
+        ("KID-Inception", "kid_inception"),
+    ],
+)
+def test_unknown_name_suggests_the_one_meant(written: str, meant: str) -> None:
+    with pytest.raises(EvaluationError, match=f"metric '{written}'.*Did you mean '{meant}'"):
+        parse_metric(written)
+
+
+def test_nonsense_lists_what_is_known() -> None:
+    with pytest.raises(EvaluationError, match="Known: kid_efflite0, fd_efflite0, fid, kid_inception") as error:
+        parse_metric("zzz")
+    assert "Did you mean" not in str(error.value)
+
+
+def test_names_import_no_torch() -> None:
+    code = "import sys, bessemer.evaluation.names; assert not {'torch', 'numpy', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

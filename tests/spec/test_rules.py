@@ -1,0 +1,120 @@
+import re
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bessemer.spec.job import JobSpec
+
+
+def job(**sections: Any) -> JobSpec:
+    fields: dict[str, Any] = {
+        "name": "a",
+        "system": {"name": "biggan", "preset": "tiny"},
+        "data": {"path": "x"},
+        "training": {"total_kimg": 1000, "batch_size": 32, "slice_size": 16},
+    }
+    for name, section in sections.items():
+        fields[name] = {**fields.get(name, {}), **section}
+    return JobSpec.model_validate(fields)
+
+
+def broken(**sections: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        job(**sections)
+    (error,) = caught.value.errors()
+    return str(error["msg"])
+
+
+sizes = st.integers(1, 400)
+
+
+@given(batch=sizes, piece=sizes, workers=st.integers(1, 40))
+def test_every_fix_that_a_batch_error_names_is_legal(batch: int, piece: int, workers: int) -> None:
+    assume(batch % piece or batch // piece % workers)
+    training = {"batch_size": batch, "slice_size": piece}
+    resources = {"workers": workers}
+    text = broken(training=training, resources=resources)
+    assert ("training.batch_size:" in text) == bool(batch % piece)
+    # "set A to 1 or 2, or B to 3 or 4": each of the values by itself must mend the rule that is reported.
+    fixes = re.findall(r"(training\.batch_size|training\.slice_size|resources\.workers) to ([\d]+(?: or [\d]+)?)", text)
+    assert fixes
+    for field, values in fixes:
+        for value in map(int, values.split(" or ")):
+            section, name = field.split(".")
+            mended = {"training": dict(training), "resources": dict(resources)}
+            mended[section][name] = value
+            if batch % piece:
+                assert mended["training"]["batch_size"] % mended["training"]["slice_size"] == 0
+            else:
+                job(**mended)
+
+
+@given(batch=sizes, piece=sizes, workers=st.integers(1, 40))
+def test_divisible_batches_are_accepted(batch: int, piece: int, workers: int) -> None:
+    whole = batch * piece * workers
+    assert (
+        job(
+            training={"batch_size": whole, "slice_size": piece, "total_kimg": 1e6},
+            checkpoint={"every_kimg": 1e5},
+            evaluation={"every_kimg": 1e5},
+            resources={"workers": workers},
+        ).slices
+        == whole // piece
+    )
+
+
+def test_a_run_is_at_least_one_batch_long() -> None:
+    assert job(training={"total_kimg": 0.032}).training.total_kimg == 0.032
+    text = broken(training={"total_kimg": 0.031})
+    assert "training.total_kimg: 0.031 is less than one batch of 32 images; set it to 0.032 or more." in text
+
+
+@pytest.mark.parametrize("section", ["checkpoint", "evaluation"])
+def test_nothing_happens_more_often_than_once_per_batch(section: str) -> None:
+    job(**{section: {"every_kimg": 0.032}})
+    assert f"{section}.every_kimg: 0.01 is less than one batch" in broken(**{section: {"every_kimg": 0.01}})
+
+
+@pytest.mark.parametrize("betas", [[0.0, 1.0], [-0.1, 0.9], [1.5, 0.9], [float("nan"), 0.9]])
+def test_betas_outside_zero_to_one_are_refused(betas: list[float]) -> None:
+    text = broken(training={"optimizers": {"generator": {"betas": betas}}})
+    assert "training.optimizers.generator.betas" in text
+    assert "0 <= beta < 1" in text
+
+
+def test_betas_of_gans_are_accepted() -> None:
+    job(training={"optimizers": {"generator": {"betas": [0, 0.999]}}})
+
+
+@pytest.mark.parametrize("metric", ["fid", "kid_efflite0", "fd_efflite0", "kid_inception"])
+def test_metrics_that_say_what_they_are(metric: str) -> None:
+    assert job(evaluation={"metrics": [metric]}).evaluation.metrics == (metric,)
+
+
+@pytest.mark.parametrize(
+    ("metric", "fix"),
+    [
+        ("kid", "'kid_efflite0'"),
+        ("FID", "or 'fid'"),
+        ("kid-efflite0", "'kid_efflite0'"),
+        ("", "'kid_efflite0'"),
+        ("fid_efflite0", "'fd_efflite0'"),
+    ],
+)
+def test_metrics_that_hide_their_extractor_are_refused(metric: str, fix: str) -> None:
+    text = broken(evaluation={"metrics": [metric]})
+    assert f"evaluation.metrics: {metric!r}" in text
+    assert fix in text
+
+
+def test_a_metric_is_listed_once() -> None:
+    assert "'fid' is listed 2 times" in broken(evaluation={"metrics": ["fid", "kid_efflite0", "fid"]})
+
+
+def test_all_broken_rules_are_reported_together() -> None:
+    text = broken(training={"slice_size": 12}, evaluation={"metrics": ["kid"], "every_kimg": 0.001})
+    fields = [re.findall(r"[a-z]+\.[a-z_]+(?=:)", line)[0] for line in text.splitlines()]
+    assert fields == ["training.batch_size", "evaluation.every_kimg", "evaluation.metrics"]

@@ -1,0 +1,403 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bessemer.nn.norm import BatchNorm
+from bessemer.nn.regularise import modified_orthogonal
+from bessemer.nn.spectral import SpectralNorm, power_iterate
+from bessemer.nn.update_state import UpdateStateLayer, begin_update, end_update
+from bessemer.systems.adversarial.biggan import BigGAN, BigGANDiscriminator, BigGANGenerator
+from bessemer.systems.contract import Batch, Clock, System, Update
+from bessemer.systems.registry import build, get
+
+# Parameters of G and D, from instantiating BigGAN-PyTorch; 128 and the TF Hub and 512 rows also from compare_gan.
+COUNTS = {
+    ("biggan", "tiny32"): (302_788, 285_893),
+    ("biggan", "cifar10"): (4_304_387, 4_207_361),
+    ("biggan", "cifar100"): (4_580_867, 4_230_401),
+    ("biggan", "res32"): (4_373_251, 4_207_361),
+    ("biggan", "imagenet64"): (31_969_540, 20_571_842),
+    ("biggan", "imagenet128"): (70_433_988, 87_982_370),
+    ("biggan", "imagenet128-ch64"): (31_978_628, 39_448_258),
+    ("biggan", "imagenet256"): (82_235_844, 99_225_890),
+    ("biggan", "imagenet256-tfhub"): (82_097_604, 98_635_298),
+    ("biggan", "imagenet512"): (82_468_068, 98_801_378),
+    ("biggan", "imagenet512-tfhub"): (82_296_804, 98_801_378),
+    ("biggan", "sagan128"): (42_017_412, 39_448_258),
+    ("biggan", "sngan128"): (41_996_931, 30_005_013),
+    ("biggan-deep", "deep32"): (3_079_299, 651_649),
+    ("biggan-deep", "deep128"): (50_244_484, 34_590_210),
+    ("biggan-deep", "deep256"): (55_736_708, 38_247_426),
+}
+SMALL = {
+    ("biggan", "tiny32"): {"generator_width": 2, "discriminator_width": 2, "latent_dim": 8, "shared_dim": 3},
+    ("biggan-deep", "deep32"): {
+        "generator_width": 2, "discriminator_width": 2, "latent_dim": 6, "shared_dim": 3,
+        "generator_attention": (16,), "discriminator_attention": (8,), "orthogonal": 1e-4,
+    },
+}  # fmt: skip
+BOTH = pytest.mark.parametrize("which", SMALL, ids=lambda which: which[0])
+
+
+def _g(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _small(which: tuple[str, str] = ("biggan", "tiny32"), **fields: object) -> BigGAN:
+    system = build(*which, overrides={**SMALL[which], **fields})
+    assert isinstance(system, BigGAN)
+    system.init_weights(_g(9))
+    return system
+
+
+def _batch(n: int = 4, seed: int = 5, size: int = 32) -> Batch:
+    images = 2 * torch.rand(n, 3, size, size, generator=_g(seed)) - 1
+    return Batch(images, torch.randint(10, (n,), generator=_g(seed + 1)))
+
+
+def _freeze_all_but(system: System, update: Update) -> None:
+    for name, network in system.networks().items():
+        network.requires_grad_(name == update.network)
+
+
+@pytest.mark.parametrize("which", COUNTS, ids=" ".join)
+def test_parameter_counts(which: tuple[str, str]) -> None:
+    with torch.device("meta"):
+        system = build(*which)
+    networks = system.networks()
+    assert list(networks) == ["generator", "discriminator"]
+    assert tuple(sum(p.numel() for p in m.parameters()) for m in networks.values()) == COUNTS[which]
+    assert all(p.ndim > 0 for m in networks.values() for p in m.parameters())
+
+
+def test_the_two_references_of_the_256_discriminator_differ_by_one_shortcut() -> None:
+    counts = {}
+    for attention, shortcut in ((64, "resampled"), (128, "resampled"), (128, "widened"), (64, "widened")):
+        fields = {"discriminator_attention": (attention,), "shortcut": shortcut}
+        with torch.device("meta"):
+            discriminator = build("biggan", "imagenet256", fields).networks()["discriminator"]
+        counts[attention, shortcut] = sum(p.numel() for p in discriminator.parameters())
+    assert counts[64, "resampled"] == 99_225_890
+    assert counts[128, "resampled"] == 99_191_330
+    assert counts[64, "resampled"] - counts[64, "widened"] == 768 * 768 + 768 == 590_592
+
+
+def test_every_preset_has_a_count() -> None:
+    assert set(COUNTS) == {(name, preset) for name in ("biggan", "biggan-deep") for preset in get(name).presets}
+
+
+@pytest.mark.parametrize("which", [("biggan", "imagenet64"), ("biggan", "imagenet512"), ("biggan-deep", "deep128")])
+def test_shapes_on_the_meta_device(which: tuple[str, str]) -> None:
+    with torch.device("meta"):
+        system = build(*which)
+        assert isinstance(system, BigGAN)
+        size, labels = system.config.resolution, torch.zeros(2, dtype=torch.long)
+        images = system.generator(torch.randn(2, system.config.latent_dim), labels)
+        assert images.shape == (2, 3, size, size)
+        assert system.discriminator(images, labels).shape == (2,)
+
+
+def test_generator_block_is_the_papers() -> None:
+    generator = _small().generator.double()
+    block = generator.blocks[1]  # type: ignore[index]
+    x = torch.randn(3, 8, 4, 4, generator=_g(), dtype=torch.float64)
+    condition = torch.randn(3, 5, generator=_g(1), dtype=torch.float64)
+
+    def conv(layer: nn.Module, h: Tensor, padding: int) -> Tensor:
+        return F.conv2d(h, layer.normalised_weight(), layer.bias, padding=padding)  # type: ignore[operator,arg-type]
+
+    h = F.interpolate(F.relu(block.norm1(x, condition)), scale_factor=2)
+    h = conv(block.conv2, F.relu(block.norm2(conv(block.conv1, h, 1), condition)), 1)
+    expected = h + conv(block.shortcut, F.interpolate(x, scale_factor=2), 0)
+    torch.testing.assert_close(block(x, condition), expected)
+
+
+def test_discriminator_by_explicit_steps() -> None:
+    discriminator = _small(discriminator_attention=()).discriminator.double()
+    batch = _batch()
+
+    def conv(layer: nn.Module, h: Tensor, padding: int) -> Tensor:
+        return F.conv2d(h, layer.normalised_weight(), layer.bias, padding=padding)  # type: ignore[operator,arg-type]
+
+    x = batch.images.double()
+    for i, block in enumerate(discriminator.blocks):  # type: ignore[arg-type,union-attr]
+        h = conv(block.conv2, F.relu(conv(block.conv1, F.relu(x) if i else x, 1)), 1)
+        x = conv(block.shortcut, x, 0) if block.shortcut is not None else x
+        x = F.avg_pool2d(h, 2) + F.avg_pool2d(x, 2) if i < 2 else h + x
+    h = F.relu(x).sum((2, 3))
+    linear, table = discriminator.linear, discriminator.embed
+    expected = F.linear(h, linear.weight / linear.sigma(), linear.bias)[:, 0]  # type: ignore
+    expected += ((table.weight / table.sigma())[batch.labels] * h).sum(1)  # type: ignore
+    torch.testing.assert_close(discriminator(batch.images.double(), batch.labels), expected)
+
+
+def test_chunks_of_the_latent_reach_only_their_block() -> None:
+    generator = _small().generator
+    assert isinstance(generator, BigGANGenerator)
+    seen: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: seen.__setitem__(name, inputs[-1])
+
+    generator.linear.register_forward_hook(record("linear"))
+    for i, block in enumerate(generator.blocks):
+        block.register_forward_hook(record(f"block {i}"))
+    places = ["linear", "block 0", "block 1", "block 2"]
+    z, labels = torch.randn(2, 8, generator=_g()), torch.tensor([3, 4])
+    generator(z, labels)
+    before = dict(seen)
+    assert torch.equal(before["linear"], z[:, :2])
+    for i, place in enumerate(places[1:], 1):
+        assert torch.equal(before[place], torch.cat([generator.shared(labels), z[:, 2 * i : 2 * i + 2]], 1))  # type: ignore
+    for i, place in enumerate(places):
+        changed = z.clone()
+        changed[:, 2 * i : 2 * i + 2] += 1
+        generator(changed, labels)
+        assert [p for p in places if not torch.equal(seen[p], before[p])] == [place]
+
+
+@BOTH
+def test_hinge_losses_by_hand(which: tuple[str, str]) -> None:
+    system, batch = _small(which), _batch()
+    g = _g(2)
+    z = torch.randn(4, system.config.latent_dim, generator=g)
+    labels = torch.randint(10, (4,), generator=g)
+    fake = system.discriminator(system.generator(z, labels), labels)  # two passes here, one in the system
+    real = system.discriminator(batch.images, batch.labels)
+    first = system.discriminator_loss(batch, _g(2))
+    torch.testing.assert_close(first.value, torch.relu(1 - real).mean() + torch.relu(1 + fake).mean())
+    torch.testing.assert_close(first.scalars["Loss/scores/real"], real.mean().detach())
+    torch.testing.assert_close(first.scalars["Loss/scores/fake"], fake.mean().detach())
+    second = system.generator_loss(batch, _g(2))
+    penalty = 1e-4 * modified_orthogonal(system.generator, exclude=[system.generator.shared])  # type: ignore[list-item]
+    assert penalty > 0
+    torch.testing.assert_close(second.value, penalty - fake.mean())
+    assert not any(s.requires_grad or s.ndim for loss in (first, second) for s in loss.scalars.values())
+
+
+def test_orthogonal_penalty_spares_the_shared_embedding() -> None:
+    gradients = []
+    for strength in (0.0, 1.0):
+        system = _small(orthogonal=strength, init="normal")
+        system.generator_loss(_batch(), _g()).value.backward()
+        gradients.append({k: p.grad for k, p in system.generator.named_parameters()})
+    same = {k for k, grad in gradients[0].items() if torch.equal(grad, gradients[1][k])}  # type: ignore[arg-type]
+    # A vector, or a matrix of one row, has no pair of rows that could be at an angle.
+    single = {k for k, p in system.generator.named_parameters() if p.ndim == 1 or p.shape[0] == 1}
+    assert same == single | {"shared.weight"}
+
+
+@BOTH
+def test_updates_reach_their_own_network_alone(which: tuple[str, str]) -> None:
+    system = _small(which, d_steps=3)
+    updates = system.updates(Clock(nimg=0, iteration=0))
+    assert [(u.name, u.network, u.repeats, u.second_order) for u in updates] == [
+        ("discriminator", "discriminator", 3, False),
+        ("generator", "generator", 1, False),
+    ]
+    for update in updates:
+        _freeze_all_but(system, update)
+        update.loss(_batch(), _g()).value.backward()
+        for name, network in system.networks().items():
+            for key, p in network.named_parameters():
+                if name == update.network:
+                    assert p.grad is not None, key
+                    assert torch.isfinite(p.grad).all(), key
+                else:
+                    assert p.grad is None, key
+            network.zero_grad(set_to_none=True)
+
+
+@BOTH
+def test_classes_count_and_one_class_is_enough(which: tuple[str, str]) -> None:
+    system = _small(which)
+    system.generator.eval()
+    torch.manual_seed(0)
+    first, second = (system.sample(torch.tensor([label] * 2), _g()) for label in (0, 1))
+    assert not torch.allclose(first, second)
+    alone = _small(which, classes=1, channels=1)
+    alone.generator.eval()
+    assert alone.sample(torch.zeros(2, dtype=torch.long), _g()).shape == (2, 1, 32, 32)
+
+
+@BOTH
+def test_only_the_generators_handed_in_are_used(which: tuple[str, str]) -> None:
+    def everything() -> list[Tensor]:
+        system = _small(which, standing_passes=2, standing_batch=3)
+        labels = torch.arange(5)
+        losses = [u.loss(_batch(), _g(3)).value for u in system.updates(Clock(0, 0))]
+        system.prepare_sampling(labels, _g(4), 0.7)
+        system.generator.eval()
+        return [*losses, system.sample(labels, _g(1)), system.sample(labels, _g(1), 0.5)]
+
+    state = torch.get_rng_state()
+    first = everything()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(123)
+    for a, b in zip(first, everything(), strict=True):
+        assert torch.equal(a, b)
+
+
+@BOTH
+def test_samples(which: tuple[str, str]) -> None:
+    system = _small(which)
+    system.generator.eval()
+    labels = torch.arange(6)
+    images = system.sample(labels, _g(1))
+    assert images.shape == (6, 3, 32, 32)
+    assert images.dtype == torch.float32
+    assert images.abs().max() <= 1
+    assert not images.requires_grad
+    assert not torch.equal(images, system.sample(labels, _g(2)))
+    assert torch.equal(system.sample(labels, _g(1), 0.0), system.sample(labels, _g(2), 0.0)), "t = 0 leaves one image"
+
+
+def test_standing_statistics_equal_an_independent_average() -> None:
+    system = _small(standing_passes=3, standing_batch=4)
+    generator = system.generator.eval()
+    assert isinstance(generator, BigGANGenerator)
+    u = {k: v.clone() for k, v in generator.named_buffers() if k.endswith(".u")}
+    labels = torch.tensor([1, 7, 7, 2, 0])
+    inputs: list[Tensor] = []
+    layer = generator.blocks[1].norm2
+    handle = layer.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
+    system.prepare_sampling(labels, _g(1), 0.6)
+    handle.remove()
+    assert len(inputs) == 3
+    assert all(len(x) == 4 for x in inputs)
+    torch.testing.assert_close(layer.running_mean, torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0))
+    torch.testing.assert_close(layer.running_var, torch.stack([x.var((0, 2, 3)) for x in inputs]).mean(0))
+    assert not generator.training
+    assert all(torch.equal(v, generator.get_buffer(k)) for k, v in u.items()), "sampling must not move u"
+
+
+def test_no_standing_passes_keep_the_running_statistics() -> None:
+    system = _small(standing_passes=0)
+    before = copy.deepcopy(system.generator.state_dict())
+    system.prepare_sampling(torch.arange(3), _g())
+    assert all(torch.equal(v, before[k]) for k, v in system.generator.state_dict().items())
+
+
+def test_gradient_penalty_through_the_discriminator_against_finite_differences() -> None:
+    system, batch = _small(), _batch(2)
+    discriminator = system.discriminator.double()
+    assert isinstance(discriminator, BigGANDiscriminator)
+    with torch.no_grad():  # attention takes part
+        for key, p in discriminator.named_parameters():
+            if key.endswith("gamma"):
+                p.fill_(0.5)
+    # At convergence σ is the largest singular value, so the true derivative is that of u, v held constant.
+    power_iterate(discriminator, 1000)
+
+    def penalty() -> Tensor:
+        x = batch.images.double().requires_grad_()
+        (gradient,) = torch.autograd.grad(discriminator(x, batch.labels).sum(), x, create_graph=True)
+        return gradient.square().sum((1, 2, 3)).mean()
+
+    parameters = {k: p for k, p in discriminator.named_parameters() if p.ndim > 1}
+    gradients = dict(zip(parameters, torch.autograd.grad(penalty(), list(parameters.values())), strict=True))
+    step, checked = 1e-6, 0
+    for i, (key, p) in enumerate(parameters.items()):
+        direction = torch.randn(p.shape, generator=_g(i), dtype=torch.float64)
+        values = []
+        for sign in (1, -1):
+            p.data.add_(direction, alpha=sign * step)
+            values.append(penalty().item())
+            p.data.add_(direction, alpha=-sign * step)
+        expected = (values[0] - values[1]) / (2 * step)
+        actual = (gradients[key] * direction).sum().item()
+        assert actual == pytest.approx(expected, rel=1e-3, abs=1e-6 * abs(values[0])), key
+        checked += abs(expected) > 1e-3 * abs(values[0])
+    assert checked > len(parameters) // 2, "most weights must matter for the comparison to mean something"
+
+
+@BOTH
+def test_one_worker_with_four_slices_equals_two_with_two(which: tuple[str, str]) -> None:
+    alone = _small(which)
+    pair = [copy.deepcopy(alone), copy.deepcopy(alone)]
+    slices = [_batch(4, seed=i) for i in range(8)]
+    for _ in range(2):
+        for index in range(2):
+            update = alone.updates(Clock(0, 0))[index]
+            for system in (alone, *pair):
+                _freeze_all_but(system, update)
+                begin_update(system.networks().values())
+            for i in range(4):
+                for system in (alone, pair[i // 2]):
+                    loss = system.updates(Clock(0, 0))[index].loss(slices[4 * index + i], _g(i))
+                    (loss.value / 4).backward()
+            end_update(alone.networks().values())
+            shares = [_flat_pending(system) for system in pair]
+            for system in pair:
+                end_update(system.networks().values(), all_reduce=lambda flat, s=shares: flat.copy_(s[0] + s[1]))
+            _step(alone, [alone])
+            for system in reversed(pair):
+                _step(system, pair, keep=system is pair[1])
+    moved = 0
+    for name, network in alone.networks().items():
+        for system in pair:
+            others = system.networks()[name].state_dict()
+            for key, tensor in network.state_dict().items():
+                torch.testing.assert_close(tensor, others[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+        fresh = _small(which).networks()[name].state_dict()
+        moved += sum(not torch.equal(fresh[k], v) for k, v in network.state_dict().items() if "running" in k)
+        assert all(not torch.equal(fresh[k], v) for k, v in network.state_dict().items() if k.endswith(".u"))
+    layers = [m for m in alone.generator.modules() if isinstance(m, BatchNorm)]
+    assert moved == 2 * len(layers)
+
+
+def _flat_pending(system: System) -> Tensor:
+    layers = [m for n in system.networks().values() for m in n.modules() if isinstance(m, UpdateStateLayer)]
+    return torch.cat([t.reshape(-1).clone() for layer in layers for t in layer.pending()])
+
+
+def _step(system: BigGAN, workers: list[BigGAN], keep: bool = False) -> None:
+    """Plain gradient descent of `system` on the gradients of all workers; `keep` leaves them for the next call."""
+    for name, network in system.networks().items():
+        twins = [dict(w.networks()[name].named_parameters()) for w in workers]
+        for key, p in network.named_parameters():
+            if any(twin[key].grad is None for twin in twins):
+                continue
+            p.data -= 1e-3 * sum(twin[key].grad for twin in twins)  # type: ignore[misc]
+    if not keep:
+        for w in workers:
+            for network in w.networks().values():
+                network.zero_grad(set_to_none=True)
+
+
+@BOTH
+def test_bfloat16_autocast_stays_close(which: tuple[str, str]) -> None:
+    system = _small(which)
+    for update in system.updates(Clock(0, 0)):
+        _freeze_all_but(system, update)
+        full = update.loss(_batch(), _g()).value
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = update.loss(_batch(), _g()).value
+        half.backward()
+        torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.05)
+        gradients = [p.grad for p in system.networks()[update.network].parameters()]
+        assert all(grad is not None and torch.isfinite(grad).all() for grad in gradients)
+
+
+def test_optimizers_are_the_launch_scripts() -> None:
+    with torch.device("meta"):
+        optimizers = build("biggan", "imagenet128").optimizers()
+        thin = build("biggan", "sngan128")
+    assert {k: (o.name, o.lr, o.betas, o.eps) for k, o in optimizers.items()} == {
+        "generator": ("adam", 1e-4, (0.0, 0.999), 1e-6),
+        "discriminator": ("adam", 4e-4, (0.0, 0.999), 1e-6),
+    }
+    assert thin.optimizers()["generator"].betas == (0.0, 0.9)
+    assert thin.updates(Clock(0, 0))[0].repeats == 5
+
+
+def test_every_convolution_and_linear_layer_is_normalised() -> None:
+    for which in SMALL:
+        for network in _small(which).networks().values():
+            for key, layer in network.named_modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+                    assert isinstance(layer, SpectralNorm) == (key != "shared"), key

@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from bessemer.errors import SpecError
+from bessemer.systems.registry import all_systems, build, get, resolve_config
+
+
+def test_finds_every_system_and_each_says_what_it_is() -> None:
+    systems = all_systems()
+    assert list(systems) == sorted(systems)
+    assert {"biggan", "biggan-deep"} <= set(systems)
+    for name, cls in systems.items():
+        assert cls.name == name
+        assert f".{cls.family}." in cls.__module__
+        assert "arXiv:" in cls.paper
+        assert cls.presets
+        for preset in cls.presets:
+            assert resolve_config(name, preset).resolution >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bigan", "tiny32"), r"system\.name: .*'bigan'.*Did you mean 'biggan'\? Known: biggan, "),
+        (("biggan", "tiny23"), r"system\.preset: .*'tiny23'.*Did you mean 'tiny32'\?"),
+        (("biggan", "tiny32", {"orthogonl": 1}), r"system\.config\.orthogonl: .*Did you mean 'orthogonal'\?"),
+        (("biggan", "tiny32", {"classes": 0}), r"system\.config\.classes: .*greater than or equal to 1.*value 0"),
+        (("biggan", "tiny32", {"resolution": 48}), r"system\.config\.resolution: .*32, 64.*value 48"),
+        (("biggan", "tiny32", {"latent_dim": 81}), r"latent_dim 81 must be a multiple of 4 .*hierarchical to false"),
+        (("biggan", "tiny32", {"shared_dim": 0}), "hierarchical needs shared_dim > 0"),
+        (("biggan", "tiny32", {"generator_attention": (12,)}), r"generator_attention \[12\].*\[8, 16, 32\]"),
+        (("biggan-deep", "deep32", {"hierarchical": True}), r"system\.config\.hierarchical: .*BigGANDeepConfig"),
+        (("biggan", "tiny32", None, {"resolution": 64}), r"resolution: .* 32, but the data set has 64.*--size 32"),
+        (("biggan", "tiny32", {"classes": 3}, {"classes": 10}), r"classes: .*expects 3, but the data set has 10"),
+    ],
+)  # fmt: skip
+def test_refusals_name_field_value_and_fix(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        resolve_config(*arguments)  # type: ignore[arg-type]
+
+
+def test_preset_then_data_then_job() -> None:
+    config = resolve_config("biggan", "tiny32", {"bn_eps": 1e-3}, {"resolution": 32, "channels": 1, "classes": 7})
+    assert config.model_dump()["bn_eps"] == 1e-3
+    assert (config.channels, config.classes) == (1, 7)
+    assert resolve_config("biggan", "tiny32").classes == 10
+
+
+def test_build_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    system = build("biggan", "tiny32")
+    assert isinstance(system, get("biggan"))
+    assert torch.equal(torch.get_rng_state(), state)
