@@ -57,7 +57,7 @@ class ToySystem(System):
     def optimizers(self) -> dict[str, OptimizerDefaults]:
         return {"painter": OptimizerDefaults()}
 
-    def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: ARG002
+    def updates(self, clock: Clock) -> Sequence[Update]:
         return []
 
     def init_weights(self, generator: Generator) -> None:
@@ -75,7 +75,7 @@ class ToySystem(System):
         self,
         labels: Tensor,
         generator: Generator,
-        truncation: float | None = None,  # noqa: ARG002
+        truncation: float | None = None,
     ) -> None:
         self.painter.standing.copy_(labels.float().mean() / 20 + torch.rand((), generator=generator) / 50)
 

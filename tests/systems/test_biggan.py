@@ -170,8 +170,8 @@ def test_hinge_losses_by_hand(which: tuple[str, str]) -> None:
     real = system.discriminator(batch.images, batch.labels)
     first = system.discriminator_loss(batch, _g(2))
     torch.testing.assert_close(first.value, torch.relu(1 - real).mean() + torch.relu(1 + fake).mean())
-    torch.testing.assert_close(first.scalars["Loss/scores/real"], real.mean().detach())
-    torch.testing.assert_close(first.scalars["Loss/scores/fake"], fake.mean().detach())
+    torch.testing.assert_close(first.scalars["scores/real"], real.mean().detach())
+    torch.testing.assert_close(first.scalars["scores/fake"], fake.mean().detach())
     second = system.generator_loss(batch, _g(2))
     penalty = 1e-4 * modified_orthogonal(system.generator, exclude=[system.generator.shared])  # type: ignore[list-item]
     assert penalty > 0

@@ -100,7 +100,7 @@ def test_list_keeps_sound_runs_beside_broken_ones(make_run: Any, runs_root: Path
 
 
 def test_wrong_types_everywhere(make_run: Any) -> None:
-    run = make_run("odd", created="yesterday", name=["x"])
+    run = make_run("odd", created="yesterday", git_sha=["x"])
     run.path.joinpath("job.yaml").write_text("system: 3\ntraining: {total_kimg: many}\nevaluation: {metrics: 5}\n")
     run.journal.write("metrics", 1, values=[1, 2])
     run.journal.write("metrics", 2, values={"throughput/img_per_s": "fast"})

@@ -114,7 +114,7 @@ def test_verify_names_the_damage(tmp_path: Path, damage: object, message: str) -
 def test_unfinished_checkpoints_are_not_seen(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / ".kimg-000000.005.deadbeef")
     (tmp_path / "kimg-000000.006").mkdir()
-    assert CheckpointStore(tmp_path, 2, ALONE).list() == []
+    assert CheckpointStore(tmp_path, 2, ALONE).complete() == []
     assert CheckpointStore(tmp_path, 2, ALONE).find() == (None, [])
 
 

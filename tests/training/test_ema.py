@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_shares_cover_a_tensor_exactly_once(shape: list[int], world: int) -> Non
 def test_gather_puts_fragments_where_they_belong(cuts: list[int]) -> None:
     a, b = torch.randn(3, 4), torch.randn(5)
     edges = sorted({0, 12, *cuts})
-    parts = [Fragment("a", a.shape, i, a.view(-1)[i:j]) for i, j in zip(edges, edges[1:], strict=False)]
+    parts = [Fragment("a", a.shape, i, a.view(-1)[i:j]) for i, j in pairwise(edges)]
     parts.append(Fragment("b", b.shape, 0, b))
     alone = Workers(0, 1, torch.device("cpu"))
     full = gather_full(parts, {"a": a.shape, "b": b.shape}, alone)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from bessemer.training.rng import derive_seed, generator
 @given(slices=st.integers(1, 64), size=st.integers(1, 64))
 def test_every_slice_has_one_owner(slices: int, size: int) -> None:
     owners = [owned_slices(slices, rank, size) for rank in range(size)]
-    assert sorted(sum(owners, [])) == list(range(slices))
+    assert sorted(chain.from_iterable(owners)) == list(range(slices))
     if slices % size == 0:
         assert {len(o) for o in owners} == {slices // size}
 

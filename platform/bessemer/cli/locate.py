@@ -1,4 +1,4 @@
-"""Finding the snapshot that a person means."""
+"""Finding the run and the snapshot that a person means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ from pathlib import Path
 
 from bessemer.errors import RunError
 
-__all__ = ["snapshot_directory"]
+__all__ = ["run_directory", "snapshot_directory"]
+
+
+def run_directory(run: str | Path) -> Path:
+    """A run given by its directory, or by its name below `runs/`.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    for path in (Path(run), Path("runs") / run):
+        if (path / "run.json").is_file():
+            return path
+    raise RunError(f"{run}: is no run directory, and runs/{run} is none either; `bessemer runs` lists the runs.")
 
 
 def snapshot_directory(run: Path, snapshot: str | None) -> Path:

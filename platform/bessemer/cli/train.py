@@ -17,13 +17,17 @@ def train(
     job: Annotated[Path, typer.Argument(help="Job file (YAML); `bessemer schema` documents its fields.")],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: --set training.total_kimg=20. Repeatable."),
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Override a field: --set training.total_kimg=20. Repeatable."
+        ),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Directory that holds the runs.")] = Path("runs"),
     run_dir: Annotated[
         Path | None, typer.Option(help="Directory of this run; by default RUNS/<name of the job>.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the job, the data and the machine, then stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the job, the data and the machine, then stop.")
+    ] = False,
 ) -> None:
     """Train a job: check it, start its workers on Ray, and follow it to its end.
 

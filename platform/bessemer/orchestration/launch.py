@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def _check_this_machine(resources: ResourcesSpec) -> None:
     import torch
 
     cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    needed_cpus, needed_gpus = resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker
+    needed_cpus = resources.workers * resources.cpus_per_worker
+    needed_gpus = resources.workers * resources.gpus_per_worker
     if needed_cpus > cpus:
         raise MachineError(
             f"resources: {resources.workers} workers with {resources.cpus_per_worker:g} CPUs each need "
@@ -111,9 +112,8 @@ def _worker_loop(config: dict[str, Any]) -> None:
     """What Ray runs in every worker process."""
     from bessemer.orchestration.worker import run_worker
 
-    # The driver reads what run_worker leaves; raising would make Ray start the same mistake again.
-    with suppress(BessemerError):
-        run_worker(Path(config["run"]))
+    # An error ends the whole group. Where run_worker left it for the driver, the next group stops at once.
+    run_worker(Path(config["run"]))
 
 
 def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = None) -> None:
@@ -138,7 +138,7 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
         status = "FAILED"
         mirror = _start_mirror(run, job)
         try:
-            with (follow(run) if follow else suppress()), _ray(job.resources):
+            with follow(run) if follow else nullcontext(), _ray(job.resources):
                 _fit(run, job)
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -157,6 +157,7 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
 def _fit(run: RunDirectory, job: JobSpec) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
 
     resources = job.resources
     per_worker = {"CPU": resources.cpus_per_worker}
@@ -175,7 +176,7 @@ def _fit(run: RunDirectory, job: JobSpec) -> None:
             # A name of its own for each launch: Ray would take an old name as a run to restore.
             name=f"launch-{secrets.token_hex(4)}",
             storage_path=str(run.path / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
             callbacks=[_journal_restarts(run)],
         ),
     )
@@ -189,7 +190,7 @@ def _fit(run: RunDirectory, job: JobSpec) -> None:
     if error is not None:
         raise TrainingError(
             f"{run.path}: workers were lost {resources.max_failures + 1} times (resources.max_failures = "
-            f"{resources.max_failures}); the last error: {_last_line(error)}. Logs: {run.path / 'logs'}. "
+            f"{resources.max_failures}); the last error: {_first_line(error)}. Logs: {run.path / 'logs'}. "
             f"Go on with: bessemer resume {run.path}"
         ) from error
 
@@ -200,15 +201,15 @@ def _journal_restarts(run: RunDirectory) -> Any:
 
     class JournalRestarts(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-            reasons = {str(rank): _last_line(e) for rank, e in worker_exceptions.items()}
+            reasons = {str(rank): _first_line(e) for rank, e in worker_exceptions.items()}
             run.journal.write("event", _newest_nimg(run), event="workers_lost", reasons=reasons)
 
     return JournalRestarts()
 
 
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1][:300] if lines else type(error).__name__
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip()[:300] if lines else type(error).__name__
 
 
 def _newest_nimg(run: RunDirectory) -> int:

@@ -98,7 +98,9 @@ class Evaluation:
         if self._workers.is_first:
             for record in records:
                 self._write("evaluation", clock.nimg, **record.as_dict())
-            grid = sample_grid(self._sampler, manifest.class_counts, spec.grid, seed=job.seed, truncation=spec.truncation)
+            grid = sample_grid(
+                self._sampler, manifest.class_counts, spec.grid, seed=job.seed, truncation=spec.truncation
+            )
             save_png(self._run.path / "samples" / f"{name}.png", grid)
             self._write("samples", clock.nimg, path=f"samples/{name}.png")
         self._workers.barrier()

@@ -49,7 +49,7 @@ class Loss:
     value: Tensor
     """Scalar to minimise: a mean over the slice."""
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
-    """Detached scalars for the journal, such as `Loss/scores/real`; means over the slice."""
+    """Detached scalars for the journal, such as `scores/real`; means over the slice."""
 
 
 @dataclass(frozen=True)

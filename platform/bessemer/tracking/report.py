@@ -27,6 +27,7 @@ from bessemer.tracking.runs import (
     Run,
     RunSummary,
     evaluation_curves,
+    event_name,
     flatten,
     load_run,
     summarise,
@@ -90,11 +91,7 @@ def render_report(run: Run) -> str:
     summary, curves = summarise(run), evaluation_curves(run)
     end = max([run.nimg, *(record["nimg"] for record in run.records)]) / 1000
     x = Scale(0.0, end or summary.total_kimg or 1.0)
-    markers = [
-        Marker(event["nimg"] / 1000, str(event["event"]).replace("_", " "))
-        for event in run.of_kind("event")
-        if event.get("event") in _MARKED
-    ]
+    markers = [Marker(event["nimg"] / 1000, event_name(event).replace("_", " ")) for event in run.events(*_MARKED)]
     sections = (
         pictures_section(run),
         _metrics_section(curves, x, markers),
@@ -281,7 +278,7 @@ def _events_section(run: Run) -> str:
     rows = "".join(
         f'<tr><td class="when">{_date(event["time"])}</td><td class="number">{_duration(event["time"] - start)}</td>'
         f'<td class="number">{format_number(event["nimg"] / 1000)}</td>'
-        f'<td class="event">{escape(_plain(event.get("event")).replace("_", " "))}</td>'
+        f'<td class="event">{escape(event_name(event).replace("_", " "))}</td>'
         f'<td class="detail">{escape(_event_details(event))}</td></tr>'
         for event in events
     )

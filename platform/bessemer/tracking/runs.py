@@ -27,6 +27,7 @@ __all__ = [
     "RunState",
     "RunSummary",
     "evaluation_curves",
+    "event_name",
     "flatten",
     "list_runs",
     "load_run",
@@ -93,7 +94,7 @@ class Run:
     def nimg(self) -> int:
         """Images seen so far. Evaluations do not count: an old snapshot can be evaluated at any time."""
         for record in reversed(self.records):
-            if record["kind"] == "metrics" or (record["kind"] == "event" and record.get("event") in _CLOCK_EVENTS):
+            if record["kind"] == "metrics" or event_name(record) in _CLOCK_EVENTS:
                 return int(record["nimg"])
         return 0
 
@@ -104,7 +105,7 @@ class Run:
         The driver still holds the lock while it writes the report of a finished run.
         """
         for record in reversed(self.records):
-            event = text(record.get("event")) if record["kind"] == "event" else None
+            event = event_name(record)
             if event in _ENDS:
                 return _ENDS[event]
             if event in _BEGINS:
@@ -121,7 +122,7 @@ class Run:
 
     def events(self, *names: str) -> list[Record]:
         """Events of these names."""
-        return [record for record in self.of_kind("event") if record.get("event") in names]
+        return [record for record in self.records if event_name(record) in names]
 
     def setting(self, *keys: str) -> Any:
         """A field of the job, such as ``setting("training", "total_kimg")``; None where there is none."""
@@ -176,6 +177,12 @@ def flatten(value: Any) -> list[tuple[str, str]]:
 
     walk("", value, 0)
     return [(name, item) for name, item in flat if name]
+
+
+def event_name(record: Record) -> str:
+    """What happened; empty for records that are no event."""
+    name = record.get("event") if record["kind"] == "event" else None
+    return name if isinstance(name, str) else ""
 
 
 def load_run(path: str | Path) -> Run:

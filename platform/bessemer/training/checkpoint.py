@@ -103,7 +103,9 @@ def verify_checkpoint(path: Path) -> None:
             if not file.is_file():
                 raise CheckpointError(f"{file}: is missing.")
             if file.stat().st_size != expected["bytes"]:
-                raise CheckpointError(f"{file}: has {file.stat().st_size} bytes, the manifest says {expected['bytes']}.")
+                raise CheckpointError(
+                    f"{file}: has {file.stat().st_size} bytes, the manifest says {expected['bytes']}."
+                )
             if _sha256(file) != expected["sha256"]:
                 raise CheckpointError(f"{file}: sha256 differs from the manifest.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -135,12 +137,12 @@ class _Fragments:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. All methods but :meth:`list` are collective."""
+    """The checkpoints of one run. All methods but :meth:`complete` are collective."""
 
     def __init__(self, root: Path, keep_last: int, workers: Workers) -> None:
         self.root, self._keep_last, self._workers = root, keep_last, workers
 
-    def list(self) -> list[Path]:
+    def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(p for p in self.root.glob("kimg-*") if (p / _MANIFEST).is_file())
 
@@ -177,7 +179,9 @@ class CheckpointStore:
 
         if self._workers.is_first:
             buffers = {f"{n}.{k}": b for n, e in engines.items() for k, b in e.buffers().items()}
-            save_file({k: b.detach().cpu().clone() for k, b in buffers.items()} or {"empty": torch.zeros(1)}, aside / _SHARED)
+            save_file(
+                {k: b.detach().cpu().clone() for k, b in buffers.items()} or {"empty": torch.zeros(1)}, aside / _SHARED
+            )
             where: dict[str, list[tuple[str, str, int, int]]] = {}
             for name, keys, _ in shares:
                 for key, (start, numel) in keys.items():
@@ -198,14 +202,16 @@ class CheckpointStore:
             for name in (_SHARED, _STATE):
                 _sync(aside / name)
                 files[name] = {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
-            (aside / _MANIFEST).write_text(json.dumps({"format": _FORMAT, "nimg": clock.nimg, "files": files}, indent=1))
+            (aside / _MANIFEST).write_text(
+                json.dumps({"format": _FORMAT, "nimg": clock.nimg, "files": files}, indent=1)
+            )
             _sync(aside / _MANIFEST)
             _sync(aside)
             if final.exists():
                 shutil.rmtree(final)
             aside.rename(final)
             _sync(self.root)
-            for old in self.list()[: -self._keep_last]:
+            for old in self.complete()[: -self._keep_last]:
                 shutil.rmtree(old, ignore_errors=True)
         self._workers.barrier()
         return final
@@ -227,7 +233,7 @@ class CheckpointStore:
         found: tuple[Path | None, list[str]] = (None, [])
         if self._workers.is_first:
             skipped = []
-            for path in reversed(self.list()):
+            for path in reversed(self.complete()):
                 try:
                     verify_checkpoint(path)
                 except CheckpointError as e:

@@ -82,8 +82,8 @@ def join_workers() -> Iterator[Workers]:
         backend = "nccl" if cuda else "gloo"
         try:
             if size == 1 and "MASTER_PORT" not in os.environ:
-                os.environ["MASTER_PORT"] = "0"
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+                os.environ["MASTER_PORT"] = "0"  # any free one: nobody else comes
+                dist.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
             else:
                 dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
         except (RuntimeError, OSError) as e:

@@ -27,7 +27,8 @@ def ema_beta(spec: EmaSpec, images: int, nimg: int) -> float:
     half_life = spec.half_life_kimg * 1000
     if spec.rampup is not None:
         half_life = min(half_life, spec.rampup * nimg)
-    return 0.5 ** (images / max(half_life, 1e-8))
+    beta: float = 0.5 ** (images / max(half_life, 1e-8))
+    return beta
 
 
 class ShardedEma:

@@ -138,7 +138,7 @@ class NetworkEngine:
             ]
         out = []
         for name, p in self.module.named_parameters():
-            mapping = p._hp_mapping
+            mapping = p._hp_mapping  # type: ignore[attr-defined]  # set by ZeRO
             if mapping is not None:
                 out.append(Fragment(name, p.shape, mapping.lp_fragment_address.start, mapping.hp_fragment))
         return out
@@ -153,7 +153,7 @@ class NetworkEngine:
                     if value.shape == p.shape:
                         share = Fragment.share(name, value, self._workers.rank, self._workers.size)
                         out.setdefault(key, []).append(share)
-            elif (mapping := p._hp_mapping) is not None:
+            elif (mapping := p._hp_mapping) is not None:  # type: ignore[attr-defined]
                 flat = self._engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
                 address = mapping.hp_fragment_address
                 for key, value in state.get(flat, {}).items():

@@ -56,7 +56,7 @@ def gather_full(fragments: Iterable[Fragment], shapes: dict[str, torch.Size], wo
         name -> tensor on the workers' device; exact, since every element has one owner and the rest is zero.
     """
     flat = torch.zeros(sum(math.prod(s) for s in shapes.values()), device=workers.device)
-    views = dict(zip(shapes, flat.split([math.prod(s) for s in shapes.values()]), strict=True))
+    views = dict(zip(shapes, torch.split(flat, [math.prod(s) for s in shapes.values()]), strict=True))
     for fragment in fragments:
         views[fragment.name][fragment.start : fragment.start + fragment.data.numel()].copy_(fragment.data)
     workers.sum(flat)

@@ -67,8 +67,8 @@ class _Averages:
         names = sorted(self.sums)
         if not names:
             return {}
-        means = torch.stack([self.sums[n] / self.counts[n] for n in names]).double()
-        means = (self.workers.sum(means) / self.workers.size).tolist()
+        stacked = torch.stack([self.sums[n] / self.counts[n] for n in names]).double()
+        means = (self.workers.sum(stacked) / self.workers.size).tolist()
         self.sums.clear()
         self.counts.clear()
         return dict(zip(names, means, strict=True))
@@ -178,7 +178,7 @@ class Trainer:
         if not bad:
             self.write("metrics", self.clock.nimg, values=values)
             return
-        last = self.checkpoints.list()
+        last = self.checkpoints.complete()
         raise TrainingError(
             f"{', '.join(bad)}: not finite at {self.clock.kimg:g} kimg. Lower training.optimizers.*.lr or set "
             f"training.gradient_clipping; {f'the last checkpoint is {last[-1].name}' if last else 'no checkpoint yet'}."

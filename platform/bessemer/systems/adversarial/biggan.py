@@ -89,6 +89,10 @@ class CommonConfig(SystemConfig):
     """Adam's decay rates in both networks."""
     adam_eps: Positive = 1e-6
     """Adam's ε in both networks."""
+    r1_gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight gamma of the R1 penalty on the discriminator (Mescheder et al. 2018, eq. 9); 0, as in the paper, for none."""
+    r1_interval: Annotated[int, Field(ge=1)] = 16
+    """Iterations between two R1 updates; the penalty is multiplied by it (lazy regularisation)."""
     standing_passes: Annotated[int, Field(ge=0)] = 16
     """Forward passes over which the standing statistics for sampling are averaged; 0 keeps the running statistics."""
     standing_batch: Annotated[int, Field(ge=2)] = 64
@@ -316,8 +320,11 @@ class BigGAN(System):
         return {k: OptimizerDefaults("adam", lr=lr, betas=c.betas, eps=c.adam_eps) for k, lr in rates.items()}
 
     def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: ARG002  # the same all along
+        c = self.config
+        r1 = Update("r1", "discriminator", self.r1_loss, interval=c.r1_interval, second_order=True)
         return [
-            Update("discriminator", "discriminator", self.discriminator_loss, repeats=self.config.d_steps),
+            Update("discriminator", "discriminator", self.discriminator_loss, repeats=c.d_steps),
+            *([r1] if c.r1_gamma else []),
             Update("generator", "generator", self.generator_loss),
         ]
 
@@ -339,18 +346,28 @@ class BigGAN(System):
         scores = self.discriminator(torch.cat([fakes, batch.images]), torch.cat([labels, batch.labels]))
         fake, real = scores.chunk(2)
         value = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-        scalars = {"Loss/discriminator": value, "Loss/scores/real": real.mean(), "Loss/scores/fake": fake.mean()}
+        scalars = {"scores/real": real.mean(), "scores/fake": fake.mean()}
         return Loss(value, {k: v.detach() for k, v in scalars.items()})
+
+    def r1_loss(self, batch: Batch, generator: Generator) -> Loss:  # noqa: ARG002  # draws nothing
+        """R1 penalty, interval · γ/2 · E[|∇D(x, y)|²] over real images (Mescheder, Geiger and Nowozin 2018, eq. 9)."""
+        images = batch.images.detach().requires_grad_()
+        scores = self.discriminator(images, batch.labels)
+        (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+        penalty = gradient.square().sum((1, 2, 3)).mean()
+        # The zero term lets parameters that the gradient does not depend on take part, as all workers must.
+        value = self.config.r1_interval * self.config.r1_gamma / 2 * penalty + 0 * scores.mean()
+        return Loss(value, {"penalty/r1": penalty.detach()})
 
     def generator_loss(self, batch: Batch, generator: Generator) -> Loss:
         """-E[D(G(z, y), y)], plus β times the modified orthogonal penalty on all weights but the shared embedding."""
         z, labels = self._draw(len(batch.images), generator)
         value = -self.discriminator(self.generator(z, labels), labels).mean()
-        scalars = {"Loss/generator": value.detach()}
+        scalars: dict[str, Tensor] = {}
         if self.config.orthogonal:
             shared = [m for m in [self.generator.shared] if isinstance(m, nn.Module)]
             penalty = self.config.orthogonal * modified_orthogonal(self.generator, exclude=shared)
-            scalars["Loss/orthogonal"] = penalty.detach()
+            scalars["loss/orthogonal"] = penalty.detach()
             value = value + penalty
         return Loss(value, scalars)
 
