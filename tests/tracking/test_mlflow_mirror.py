@@ -303,5 +303,5 @@ def test_deleted_experiment_is_named(make_run: Any, database: Path) -> None:
 def test_replay_of_a_damaged_tracking_section(make_run: Any) -> None:
     run = make_run().whole()
     (run.path / "job.yaml").write_text("tracking: {mlflow: perhaps}\n")
-    with pytest.raises(TrackingError, match=r"job\.yaml: tracking: .*mlflow"):
+    with pytest.raises(TrackingError, match=r"job\.yaml: tracking\.mlflow: .*boolean"):
         replay(run.path)

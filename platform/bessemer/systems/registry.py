@@ -97,6 +97,6 @@ def resolve_config(
 def build(
     name: str, preset: str, overrides: Mapping[str, Any] | None = None, data: Mapping[str, Any] | None = None
 ) -> System:
-    """Build a system; see :func:`resolve_config`. Weights are PyTorch's defaults until `init_weights`."""
+    """Build a system; see :func:`resolve_config`. Weights mean nothing until `init_weights` or a load."""
     cls = get(name)
     return cls(resolve_config(name, preset, overrides, data))

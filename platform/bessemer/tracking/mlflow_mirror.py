@@ -22,11 +22,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import ValidationError
+
 from bessemer.errors import TrackingError
 from bessemer.spec.job import TrackingSpec
 from bessemer.tracking.files import hold_lock, path_inside, read_json, write_atomic
 from bessemer.tracking.journal import Journal, Record, finite, protocol_key, read_entries
-from bessemer.tracking.mlflow_store import quiet_mlflow, redact, resolve_uri
+from bessemer.tracking.mlflow_store import check_uri, quiet_mlflow, redact, resolve_uri
 from bessemer.tracking.runs import flatten, load_run
 
 if TYPE_CHECKING:
@@ -158,8 +160,10 @@ def replay(run_dir: str | Path, spec: TrackingSpec | None = None, runs_root: str
     if spec is None:
         try:
             spec = TrackingSpec.model_validate(run.job.get("tracking") or {})
-        except ValueError as error:
-            raise TrackingError(f"{run.path / 'job.yaml'}: tracking: {error}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(["tracking", *map(str, first["loc"])])
+            raise TrackingError(f"{run.path / 'job.yaml'}: {field}: {first['msg']}; mend the file") from None
     root = Path(run_dir).absolute().parent if runs_root is None else runs_root
     uri = resolve_uri(spec.uri, root)
     with hold_lock(run.path / _LOCK_FILE):
@@ -202,6 +206,8 @@ class _Transfer:
         """Find or make the MLflow run and describe it, unless that is done."""
         if self._client is not None:
             return
+        # MLflow itself retries a store that cannot be opened for almost two minutes.
+        check_uri(self._uri, self._run_dir.parent)
         quiet_mlflow()
         from mlflow import MlflowClient
 

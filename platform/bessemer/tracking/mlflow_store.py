@@ -25,7 +25,8 @@ _SETTINGS = {
     # With the defaults a dead server blocks each call for minutes; here the journal keeps what a call loses.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # Failures are reported by the mirror; MLflow's own lines would tear the progress display.
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
 
 
@@ -125,6 +126,7 @@ def _check_server(uri: str) -> None:
         # The scheme is http or https: `check_uri` saw to it.
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT).close()  # noqa: S310
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code not in (401, 403):  # alive, and it asks for credentials, which MLflow's client adds
             raise _refusal(uri, f"its /health answers {error.code}, so it is no MLflow server in order") from None
     except (OSError, ValueError) as error:

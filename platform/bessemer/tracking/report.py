@@ -44,7 +44,7 @@ _GROUPS = {
 }
 _NOT_DRAWN = frozenset({"time"})
 _MOST_LINES = 6  # in one chart
-_MARKED = frozenset({"resumed", "worker_lost", "restarted", "failed", "stopped"})
+_MARKED = frozenset({"resumed", "worker_lost", "workers_lost", "restarted", "failed", "stopped"})
 _MOST_EVENTS_UNFOLDED = 12
 _PROTOCOL_LABELS = {
     "samples": "generated images",

@@ -90,7 +90,7 @@ class CommonConfig(SystemConfig):
     adam_eps: Positive = 1e-6
     """Adam's ε in both networks."""
     r1_gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Weight gamma of the R1 penalty on the discriminator (Mescheder et al. 2018, eq. 9); 0, as in the paper, for none."""
+    """Weight (gamma) of the R1 penalty on the discriminator (Mescheder et al. 2018, eq. 9); 0, as here, for none."""
     r1_interval: Annotated[int, Field(ge=1)] = 16
     """Iterations between two R1 updates; the penalty is multiplied by it (lazy regularisation)."""
     standing_passes: Annotated[int, Field(ge=0)] = 16
