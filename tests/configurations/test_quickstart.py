@@ -66,9 +66,7 @@ def test_quickstart_learns_and_shows_it(tmp_path: Path) -> None:
     bessemer(tmp_path, "sample", run, "--out", "grid.png", "--rows", 4)
     assert Image.open(tmp_path / "grid.png").size == (128, 128)
     again = json.loads(bessemer(tmp_path, "evaluate", run, "--samples", 200, "--json"))
-    value = next(
-        r["value"] for r in again if r["metric"] == "kid_efflite0"
-    )
+    value = next(r["value"] for r in again if r["metric"] == "kid_efflite0")
     assert value == pytest.approx(kids[-1]["value"], rel=1e-4)  # one process judges what two judged
 
 

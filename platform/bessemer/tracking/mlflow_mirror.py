@@ -173,6 +173,8 @@ def replay(run_dir: str | Path, spec: TrackingSpec | None = None, runs_root: str
             transfer.send_new()
             if run.state != "running":
                 transfer.finish(_FINAL_STATUS.get(run.state, "KILLED"))
+        except TrackingError:  # says already what to do
+            raise
         except Exception as error:
             raise TrackingError(
                 f"tracking.uri {redact(uri)!r}: {_reason(error, uri)}; bring the store up and try again"
@@ -399,4 +401,4 @@ def _key(name: object) -> str:
 def _reason(error: Exception, uri: str) -> str:
     """One line that says what went wrong, without a password."""
     words = " ".join(str(error).replace(uri, redact(uri)).split())
-    return f"{type(error).__name__}: {words}"[:400]
+    return (words if isinstance(error, TrackingError) else f"{type(error).__name__}: {words}")[:400]
