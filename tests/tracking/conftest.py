@@ -38,6 +38,7 @@ def png(grey: int, side: int = 4) -> bytes:
 class RunMaker:
     """Writes a run directory piece by piece."""
 
+    png = staticmethod(png)
     protocol: dict[str, Any] = {  # noqa: RUF012
         "samples": 500,
         "reference_samples": 500,

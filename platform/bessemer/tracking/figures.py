@@ -20,6 +20,7 @@ __all__ = ["Marker", "Scale", "Series", "Value", "chart", "format_number", "thin
 _SIZE = 1000  # the side of the SVG's own coordinates
 _LOG_RATIO = 100.0
 _COLOURS = 6
+_SMALLEST, _LARGEST = 1e-290, 1e306  # beyond these, axes drown in the limits of floating point
 
 
 @dataclass(frozen=True)
@@ -168,13 +169,18 @@ def chart(title: str, series: Sequence[Series], x: Scale, markers: Sequence[Mark
 
 def _value_scale(series: Sequence[Series]) -> Scale:
     values = [value for one in series for value in one.values]
-    low, high = min(value.low for value in values), max(value.high for value in values)
-    if low > 0 and high / low > _LOG_RATIO:
-        return Scale(low / 1.2, min(high * 1.2, 1e308), log=True)
-    low, high = max(low, -1e307), min(high, 1e307)
+    ends = min(value.low for value in values), max(value.high for value in values)
+    low, high = (min(max(end, -_LARGEST), _LARGEST) for end in ends)
+    size = max(abs(low), abs(high))
+    if size < _SMALLEST:
+        return Scale(-1.0, 1.0)
+    if high - low <= 1e-9 * size:  # a constant, but for rounding
+        return Scale(low - 0.1 * size, high + 0.1 * size)
+    if low > _SMALLEST and high / low > _LOG_RATIO:
+        return Scale(low / 1.2, high * 1.2, log=True)
     if 0 <= low < 0.4 * high:
         return Scale(0.0, high * 1.06)
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    margin = 0.06 * (high - low)
     return Scale(low - margin, high + margin)
 
 
