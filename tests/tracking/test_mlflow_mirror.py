@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bessemer.cli.report import report as report_command
 from bessemer.errors import RunError, TrackingError
 from bessemer.spec.job import TrackingSpec
 from bessemer.tracking.files import hold_lock
@@ -305,3 +306,13 @@ def test_replay_of_a_damaged_tracking_section(make_run: Any) -> None:
     (run.path / "job.yaml").write_text("tracking: {mlflow: perhaps}\n")
     with pytest.raises(TrackingError, match=r"job\.yaml: tracking\.mlflow: .*boolean"):
         replay(run.path)
+
+
+def test_report_command_sends_what_was_missed(
+    make_run: Any, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run().whole()
+    report_command(str(run.path), mirror=True)
+    store = Store(database)
+    assert f"MLflow run: {store.only_run().info.run_id}" in capsys.readouterr().out
+    assert "report.html" in store.files()

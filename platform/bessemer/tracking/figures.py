@@ -72,19 +72,24 @@ def thin(points: Sequence[Point], most: int = 240) -> list[Value]:
     With few enough points each is kept, and its band is plus and minus one standard error where it has one.
     """
     if len(points) <= most:
+        spreads = [_limit(point.standard_error or 0.0) for point in points]
         return [
-            Value(p.nimg / 1000, p.value, p.value - (p.standard_error or 0), p.value + (p.standard_error or 0))
-            for p in points
+            Value(point.nimg / 1000, y, y - spread, y + spread)
+            for point, y, spread in zip(points, (_limit(point.value) for point in points), spreads, strict=True)
         ]
     values = []
     for index in range(most):
         part = points[index * len(points) // most : (index + 1) * len(points) // most]
-        ys = [point.value for point in part]
+        ys = [_limit(point.value) for point in part]
         # Means are taken of shares: the sum of huge values would overflow.
         values.append(
             Value(sum(p.nimg / len(part) for p in part) / 1000, sum(y / len(ys) for y in ys), min(ys), max(ys))
         )
     return values
+
+
+def _limit(value: float) -> float:
+    return min(max(value, -_LARGEST), _LARGEST)
 
 
 def ticks(scale: Scale, count: int = 5) -> list[float]:
@@ -169,8 +174,7 @@ def chart(title: str, series: Sequence[Series], x: Scale, markers: Sequence[Mark
 
 def _value_scale(series: Sequence[Series]) -> Scale:
     values = [value for one in series for value in one.values]
-    ends = min(value.low for value in values), max(value.high for value in values)
-    low, high = (min(max(end, -_LARGEST), _LARGEST) for end in ends)
+    low, high = min(value.low for value in values), max(value.high for value in values)
     size = max(abs(low), abs(high))
     if size < _SMALLEST:
         return Scale(-1.0, 1.0)
