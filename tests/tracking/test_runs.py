@@ -57,8 +57,27 @@ def test_old_journal_without_lock_is_stopped(make_run: Any) -> None:
 
 def test_evaluation_of_an_old_snapshot_does_not_turn_the_clock_back(make_run: Any) -> None:
     run = make_run().whole()
-    run.evaluate(10_000, 0.4, seed=1)
-    assert load_run(run.path).nimg == 40_000
+    before = load_run(run.path)
+    late = {"kind": "evaluation", "nimg": 10_000, "time": before.records[-1]["time"] + 9e4, "metric": "fid", "value": 1}
+    with run.journal.path.open("a") as file:
+        file.write(json.dumps(late) + "\n")
+    after = load_run(run.path)
+    assert len(after.records) == len(before.records) + 1
+    assert after.nimg == 40_000
+    assert after.seconds == before.seconds
+
+
+def test_data_hash_is_found_where_it_is(make_run: Any) -> None:
+    run = make_run()
+    assert load_run(run.path).data_hash is None
+    for name, value in (("kimg-000000.000", "old"), ("kimg-000001.000", "snapshot")):
+        (run.path / "snapshots" / name).mkdir(parents=True)
+        (run.path / "snapshots" / name / "snapshot.json").write_text(json.dumps({"data_hash": value}))
+    assert load_run(run.path).data_hash == "snapshot"
+    run.event("started", 0, data_hash="event")
+    run.event("checkpoint", 0)
+    assert load_run(run.path).data_hash == "event"
+    assert load_run(make_run("other", data_hash="info").path).data_hash == "info"
 
 
 def test_protocols_do_not_share_a_curve(make_run: Any) -> None:

@@ -352,8 +352,7 @@ class _Transfer:
         params = [Param(key, value) for key, value in job.items() if key not in known]
         changed = {f"changed.{key}": value for key, value in job.items() if known.get(key, value) != value}
         facts = {f"bessemer.{name}": value for name, value in flatten(run.info) if name not in ("id", "command")}
-        hashes = [event["data_hash"] for event in run.of_kind("event") if isinstance(event.get("data_hash"), str)]
-        facts |= {"bessemer.data_hash": hashes[-1]} if hashes else {}
+        facts |= {"bessemer.data_hash": run.data_hash} if run.data_hash is not None else {}
         facts |= {"bessemer.run_dir": str(self._run_dir.absolute())}
         if isinstance(run.info.get("git_sha"), str):
             facts["mlflow.source.git.commit"] = run.info["git_sha"]

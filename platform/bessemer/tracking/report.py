@@ -31,7 +31,6 @@ from bessemer.tracking.runs import (
     flatten,
     load_run,
     summarise,
-    text,
 )
 
 __all__ = ["render_report", "write_report"]
@@ -122,10 +121,8 @@ def _header(run: Run, summary: RunSummary, curves: list[Curve]) -> str:
     facts = [_progress_fact(summary), *_metric_facts(curves)]
     if summary.img_per_s is not None:
         facts.append(_fact("Images per second", format_number(summary.img_per_s), "median of the last lines"))
-    if len(run.records) > 1:
-        facts.append(
-            _fact("Wall time", _duration(run.records[-1]["time"] - run.records[0]["time"]), "first to last record")
-        )
+    if run.seconds is not None:
+        facts.append(_fact("Wall time", _duration(run.seconds), "interruptions included"))
     if summary.workers is not None:
         restarts = f"{summary.restarts} restart{'' if summary.restarts == 1 else 's'}"
         facts.append(_fact("Workers", str(summary.workers), restarts))
@@ -305,8 +302,8 @@ def _provenance_section(run: Run) -> str:
             facts.append((name, f"{_date(seconds)} UTC"))
         else:
             facts.append((name, value))
-    hashes = [text(event.get("data_hash")) for event in run.of_kind("event")]
-    facts += [("data hash", value) for value in hashes[-1:] if value]
+    if "data_hash" not in run.info and run.data_hash is not None:
+        facts.append(("data_hash", run.data_hash))
     for keys in (("data", "path"), ("seed",), ("training", "batch_size"), ("training", "precision")):
         value = run.setting(*keys)
         if value is not None:

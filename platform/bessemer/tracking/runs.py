@@ -92,11 +92,22 @@ class Run:
 
     @property
     def nimg(self) -> int:
-        """Images seen so far. Evaluations do not count: an old snapshot can be evaluated at any time."""
-        for record in reversed(self.records):
-            if record["kind"] == "metrics" or event_name(record) in _CLOCK_EVENTS:
-                return int(record["nimg"])
-        return 0
+        """Images seen so far."""
+        last = self._last_of_training
+        return last["nimg"] if last else 0
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time from the first record to the end of training, interruptions included; None before both."""
+        last = self._last_of_training
+        return max(0.0, last["time"] - self.records[0]["time"]) if last else None
+
+    @property
+    def _last_of_training(self) -> Record | None:
+        """The last record that training made: an old snapshot can be evaluated at any time."""
+        return next(
+            (r for r in reversed(self.records) if r["kind"] == "metrics" or event_name(r) in _CLOCK_EVENTS), None
+        )
 
     @property
     def state(self) -> RunState:
@@ -115,6 +126,14 @@ class Run:
             return "running" if is_locked(lock) else "stopped"
         is_silent = not self.records or time.time() - self.records[-1]["time"] > _SILENCE
         return "stopped" if is_silent else "running"
+
+    @property
+    def data_hash(self) -> str | None:
+        """Hash of the data set: from run.json, an event, or the newest snapshot."""
+        events = [event.get("data_hash") for event in self.of_kind("event")]
+        snapshots = sorted(self.path.glob("snapshots/*/snapshot.json"))[-1:]
+        described = [(read_json(file) or {}).get("data_hash") for file in snapshots]
+        return next(filter(None, map(text, [self.info.get("data_hash"), *reversed(events), *described])), None)
 
     def of_kind(self, kind: str) -> Iterator[Record]:
         """Records of one kind, in the order they were written."""
