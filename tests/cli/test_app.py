@@ -26,6 +26,7 @@ VERBS = [
     "data",
     "doctor",
     "evaluate",
+    "mlflow",
     "quickstart",
     "report",
     "resume",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bessemer.errors import TrackingError
-from bessemer.tracking.mlflow_store import check_uri, redact, resolve_uri, ui_command
+from bessemer.errors import MachineError, TrackingError
+from bessemer.tracking.mlflow_store import check_uri, how_to_open, redact, resolve_uri, server_command, store_to_serve
 
 
 def test_relative_sqlite_paths_start_at_the_runs(tmp_path: Path) -> None:
@@ -22,17 +22,38 @@ def test_relative_sqlite_paths_start_at_the_runs(tmp_path: Path) -> None:
     assert resolve_uri("http://host:5000", tmp_path) == "http://host:5000"
 
 
-def test_passwords_are_not_shown() -> None:
+def test_passwords_are_not_shown(tmp_path: Path) -> None:
     assert redact("postgresql://user:secret@host/db") == "postgresql://user:***@host/db"
     assert redact("http://host:5000/a@b") == "http://host:5000/a@b"
-    assert "secret" not in ui_command("postgresql://user:secret@host/db")
+    assert "secret" not in how_to_open("postgresql://user:secret@host/db", tmp_path)
+    assert "secret" not in how_to_open("http://user:secret@host", tmp_path)
 
 
 def test_person_is_led_to_the_pages_of_runs() -> None:
-    assert ui_command("http://host:5000/") == "http://host:5000/?workflowType=machine_learning"
-    command = ui_command("sqlite:////a b/mlflow.db")
-    assert "mlflow server --backend-store-uri 'sqlite:////a b/mlflow.db' --host 127.0.0.1" in command
-    assert command.endswith("/?workflowType=machine_learning")
+    assert how_to_open("http://host:5000/", "runs") == "http://host:5000/?workflowType=machine_learning"
+    assert how_to_open("sqlite:///mlflow.db", "a b") == "bessemer mlflow --runs 'a b'"
+    assert how_to_open("sqlite:////other.db", "runs") == "bessemer mlflow --runs runs --uri sqlite:////other.db"
+
+
+def test_stores_that_cannot_be_served_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="no run has been tracked there yet"):
+        store_to_serve("sqlite:///mlflow.db", tmp_path)
+    with pytest.raises(TrackingError, match="is an MLflow server already; open http://host"):
+        store_to_serve("http://host", tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(b"SQLite format 3\0" + bytes(100))
+    assert store_to_serve("sqlite:///mlflow.db", tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(MachineError, match=rf"--port {port}: cannot be used on 127.0.0.1 \(Address already in use"):
+            server_command("sqlite:////mlflow.db", port)
+    command, _ = server_command("sqlite:////mlflow.db", port)
+    assert command[command.index("--port") + 1] == str(port)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
 
 
 def _refused(uri: str, root: Path, rule: str) -> None:

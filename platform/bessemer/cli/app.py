@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from bessemer.cli import data, doctor, evaluate, quickstart, report, runs, sample, schema, systems, train
+from bessemer.cli import data, doctor, evaluate, mlflow_page, quickstart, report, runs, sample, schema, systems, train
 from bessemer.errors import BessemerError
 
 __all__ = ["app", "run"]
@@ -53,6 +53,7 @@ app.command(short_help="List all runs.")(runs.runs)
 app.command(short_help="Write a run's page: samples, curves, provenance.")(report.report)
 app.command(short_help="Draw a grid of images.")(sample.sample)
 app.command(short_help="Compare generated images with the data set.")(evaluate.evaluate)
+app.command(short_help="Serve MLflow's page of the runs.")(mlflow_page.mlflow)
 app.command(short_help="Check this machine, and say how to get what is missing.")(doctor.doctor)
 app.command(short_help="Print the JSON Schema of job files.")(schema.schema)
 app.add_typer(data.app, name="data", short_help="Make the data sets that jobs read.")

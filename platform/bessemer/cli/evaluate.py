@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bessemer.cli.locate import RunArgument, run_directory, snapshot_directory
 from bessemer.evaluation.names import METRICS
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Directory of the run, such as runs/quickstart.")],
+    run: RunArgument,
     metrics: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,12 +38,11 @@ def evaluate(
     Each number is kept with its protocol: extractor, sample count, reference, seed, truncation and weights. Metrics
     that end in _efflite0 work offline; fid and kid_inception need the Inception weights on this machine.
     """
-    from bessemer.cli.locate import snapshot_directory
     from bessemer.cli.output import echo_json, table
     from bessemer.evaluation.names import parse_metric
     from bessemer.orchestration.run_directory import RunDirectory
 
-    directory = RunDirectory.open(run)
+    directory = RunDirectory.open(run_directory(run))
     job = directory.job()
     names = [name for given in metrics or () for name in given.split(",")] or list(job.evaluation.metrics)
     names = list(dict.fromkeys(names)) or ["kid_efflite0", "fd_efflite0"]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from bessemer.errors import RunError
 
-__all__ = ["run_directory", "snapshot_directory"]
+__all__ = ["RunArgument", "run_directory", "snapshot_directory"]
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the run's name below runs/.")]
 
 
 def run_directory(run: str | Path) -> Path:

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from bessemer.cli.locate import RunArgument, run_directory
+
 __all__ = ["report"]
 
 
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the run's name below runs/.")],
+    run: RunArgument,
     out: Annotated[Path | None, typer.Option(help="File to write; report.html in the run directory if unset.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     mirror: Annotated[bool, typer.Option("--mirror", help="Also send to MLflow what it missed of the run.")] = False,
@@ -22,7 +24,6 @@ def report(
     """Write a page with samples, metrics, curves and provenance of a run; it opens without a network."""
     from dataclasses import asdict
 
-    from bessemer.cli.locate import run_directory
     from bessemer.cli.output import echo_json
     from bessemer.tracking.report import write_report
     from bessemer.tracking.runs import load_run, summarise

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from bessemer.cli.locate import RunArgument, run_directory, snapshot_directory
+
 __all__ = ["sample"]
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="Directory of the run, such as runs/quickstart.")],
+    run: RunArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")] = Path("grid.png"),
     rows: Annotated[int, typer.Option(min=1, max=64, help="Rows and columns; one class per row.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the latents.")] = 0,
@@ -25,10 +27,9 @@ def sample(
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: a GPU if there is one.")] = None,
 ) -> None:
     """Draw a grid of images with the averaged weights. The same seed gives the same latents at every snapshot."""
-    from bessemer.cli.locate import snapshot_directory
     from bessemer.orchestration.run_directory import RunDirectory
 
-    place = snapshot_directory(RunDirectory.open(run).path, snapshot)
+    place = snapshot_directory(RunDirectory.open(run_directory(run)).path, snapshot)
 
     import torch
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bessemer.cli.locate import RunArgument, run_directory
+
 if TYPE_CHECKING:
     from bessemer.orchestration.run_directory import RunDirectory
 
@@ -46,12 +48,12 @@ def train(
     train_run(RunDirectory.create(runs, spec, run_dir))
 
 
-def resume(run: Annotated[Path, typer.Argument(help="Directory of the run, such as runs/quickstart.")]) -> None:
+def resume(run: RunArgument) -> None:
     """Go on with an interrupted run from its newest undamaged checkpoint."""
     from bessemer.orchestration.launch import preflight
     from bessemer.orchestration.run_directory import RunDirectory
 
-    directory = RunDirectory.open(run)
+    directory = RunDirectory.open(run_directory(run))
     preflight(directory.job(), directory.runs_root)
     train_run(directory)
 

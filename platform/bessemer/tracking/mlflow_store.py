@@ -7,14 +7,25 @@ import os
 import re
 import shlex
 import socket
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from bessemer.errors import TrackingError
+from bessemer.errors import MachineError, TrackingError
+from bessemer.spec.job import TrackingSpec
 
-__all__ = ["check_uri", "quiet_mlflow", "redact", "resolve_uri", "ui_command"]
+__all__ = [
+    "check_uri",
+    "how_to_open",
+    "page_of",
+    "quiet_mlflow",
+    "redact",
+    "resolve_uri",
+    "server_command",
+    "store_to_serve",
+]
 
 _SQLITE = "sqlite:///"
 _HTTP = ("http", "https")
@@ -48,19 +59,53 @@ def quiet_mlflow() -> None:
         os.environ.setdefault(name, value)
 
 
-def ui_command(uri: str) -> str:
-    """What a person types or opens to see the runs of a (resolved) tracking URI.
+def page_of(server: str) -> str:
+    """Address of an MLflow server's page of runs; without the query it starts in a mode for chats."""
+    return f"{redact(server).rstrip('/')}/?workflowType=machine_learning"
 
-    A server is opened in the browser: MLflow's pages start in a mode for chats unless the address says otherwise.
-    For a database it is a command that starts one on this machine.
+
+def how_to_open(uri: str, runs_root: str | Path) -> str:
+    """What a person opens, or types, to see the runs of ``tracking.uri``."""
+    if uri.startswith(("http://", "https://")):
+        return page_of(uri)
+    changed = "" if uri == TrackingSpec().uri else f" --uri {shlex.quote(redact(uri))}"
+    return f"bessemer mlflow --runs {shlex.quote(str(runs_root))}{changed}"
+
+
+def store_to_serve(uri: str, runs_root: str | Path) -> str:
+    """``uri``, resolved, of a store that is there and that a server started here can show.
+
+    Raises:
+        TrackingError: it is a server itself, or there is no such store.
     """
     if uri.startswith(("http://", "https://")):
-        return f"{redact(uri).rstrip('/')}/?workflowType=machine_learning"
+        raise TrackingError(f"--uri {redact(uri)}: is an MLflow server already; open {page_of(uri)}")
+    check_uri(uri, runs_root)
+    resolved = resolve_uri(uri, runs_root)
+    if resolved.startswith(_SQLITE) and not (path := Path(resolved.removeprefix(_SQLITE))).is_file():
+        raise TrackingError(f"{path}: no run has been tracked there yet; name another place with --runs or --uri.")
+    return resolved
+
+
+def server_command(uri: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment of an MLflow server for the store ``uri`` on a loopback port.
+
+    Raises:
+        MachineError: the port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: waiting closes do not matter
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise MachineError(
+                f"--port {port}: cannot be used on 127.0.0.1 ({_reason(error)}); take another, such as "
+                f"--port {port + 1 if port < 65535 else 5001}."
+            ) from None
     # Without job execution the server takes two processes instead of ten.
-    return (
-        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri {shlex.quote(redact(uri))} "
-        "--host 127.0.0.1 --port 5000   # then open http://127.0.0.1:5000/?workflowType=machine_learning"
-    )
+    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"], settings
 
 
 def check_uri(uri: str, runs_root: str | Path) -> None:
