@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo, save_snapshot
 from bessemer.tracking.journal import read_journal
 from bessemer.training.checkpoint import CheckpointStore, Identity, kimg_name
-from bessemer.training.distributed import Workers, init_deepspeed, join_workers
+from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.engine import build_engines
 from bessemer.training.loop import Trainer, owned_slices
@@ -238,8 +239,8 @@ def _log_to_file(run: RunDirectory, rank: int) -> None:
     root.setLevel(logging.INFO)
 
 
-def main() -> None:
-    """Entry point for torchrun."""
+def main() -> int:
+    """Entry point for torchrun; returns the exit code, 2 after a mistake that a person must fix."""
     parser = argparse.ArgumentParser(description="Train as one worker under torchrun, without Ray and MLflow.")
     parser.add_argument("job", type=Path, help="job file; ignored when the run directory exists already")
     parser.add_argument("--run-dir", type=Path, required=True, help="directory of the run; resumed if it exists")
@@ -263,8 +264,11 @@ def main() -> None:
             workers.barrier()
             run_worker(run.path)
     except BessemerError as e:
-        raise SystemExit(f"error: {e}" if rank == 0 else 2) from None
+        if rank == 0:
+            print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    end_process(main())

@@ -17,7 +17,7 @@ from bessemer.nn.update_state import UpdateStateLayer
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, System, SystemConfig, Update
 from bessemer.training.checkpoint import CheckpointStore, Identity
-from bessemer.training.distributed import Workers, init_deepspeed, join_workers
+from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.engine import build_engines
 from bessemer.training.loop import Trainer, owned_slices
@@ -189,3 +189,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_process(0)
