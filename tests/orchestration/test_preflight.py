@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bessemer.data.pack import pack
-from bessemer.errors import BessemerError
-from bessemer.orchestration.launch import launch, preflight, with_absolute_paths
+from bessemer.errors import BessemerError, RunError
+from bessemer.orchestration.launch import launch
+from bessemer.orchestration.preflight import preflight, with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.load import load_job
 
@@ -41,6 +42,13 @@ def test_a_good_job_passes(job: Path, tmp_path: Path) -> None:
     preflight(load_job(job), tmp_path)
 
 
+def test_runs_that_cannot_be_written_are_refused_first(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file" / "runs", Path("/proc/runs")):
+        with pytest.raises(RunError, match=r"run directory .*cannot be written \(.*--runs or --run-dir"):
+            preflight(load_job(job), root)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -56,6 +64,9 @@ def test_a_good_job_passes(job: Path, tmp_path: Path) -> None:
         ("training.zero_stage=3", r"training\.zero_stage: 3 .*2 or lower"),
         ("evaluation.metrics=[kid_eflite0]", "kid_efflite0"),
         ("resources.cpus_per_worker=4096", r"resources: 1 workers with 4096 CPUs.*lower"),
+        ("resources.address=127.0.0.1:1", r"resources\.address: nothing answers at 127\.0\.0\.1:1 \(.*refused"),
+        ("resources.address=head", r"resources\.address: 'head' is no address.*HOST:PORT"),
+        ("resources.address=head:99999", r"resources\.address: 'head:99999' is no address"),
         ("resources.gpus_per_worker=64", r"resources: .*64 GPUs.*0 trains on the CPU"),
     ],
 )

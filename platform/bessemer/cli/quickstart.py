@@ -43,7 +43,7 @@ def quickstart(
     training.
     """
     from bessemer.cli.train import train_run
-    from bessemer.orchestration.launch import preflight, with_absolute_paths
+    from bessemer.orchestration.preflight import preflight, with_absolute_paths
     from bessemer.orchestration.run_directory import RunDirectory
     from bessemer.spec.load import load_job
 

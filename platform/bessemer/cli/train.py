@@ -36,7 +36,7 @@ def train(
     Everything about the run lands in its directory: job, journal, checkpoints, snapshots, sample grids, report.
     Ctrl-C stops it; `bessemer resume RUN` goes on from the last checkpoint.
     """
-    from bessemer.orchestration.launch import preflight, with_absolute_paths
+    from bessemer.orchestration.preflight import preflight, with_absolute_paths
     from bessemer.orchestration.run_directory import RunDirectory
     from bessemer.spec.load import load_job
 
@@ -50,7 +50,7 @@ def train(
 
 def resume(run: RunArgument) -> None:
     """Go on with an interrupted run from its newest undamaged checkpoint."""
-    from bessemer.orchestration.launch import preflight
+    from bessemer.orchestration.preflight import preflight
     from bessemer.orchestration.run_directory import RunDirectory
 
     directory = RunDirectory.open(run_directory(run))

@@ -17,52 +17,7 @@ from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec, ResourcesSpec
 from bessemer.tracking.journal import read_journal
 
-__all__ = ["launch", "preflight", "with_absolute_paths"]
-
-
-def with_absolute_paths(job: JobSpec) -> JobSpec:
-    """The job with its data path made absolute: workers have other working directories."""
-    return job.model_copy(update={"data": job.data.model_copy(update={"path": str(Path(job.data.path).absolute())})})
-
-
-def preflight(job: JobSpec, runs_root: Path) -> None:
-    """Check everything that can be checked before anything starts.
-
-    Raises:
-        BessemerError: names the field or file, the value, the rule and the fix.
-    """
-    from bessemer.evaluation.extractors import get_extractor
-    from bessemer.evaluation.names import parse_metric
-    from bessemer.orchestration.worker import check_job
-    from bessemer.tracking.mlflow_store import check_uri
-
-    check_job(job)
-    for extractor in dict.fromkeys(parse_metric(name).extractor for name in job.evaluation.metrics):
-        get_extractor(extractor)
-    if job.tracking.mlflow:
-        check_uri(job.tracking.uri, runs_root)
-    if job.resources.address is None:
-        _check_this_machine(job.resources)
-
-
-def _check_this_machine(resources: ResourcesSpec) -> None:
-    import torch
-
-    cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    needed_cpus = resources.workers * resources.cpus_per_worker
-    needed_gpus = resources.workers * resources.gpus_per_worker
-    if needed_cpus > cpus:
-        raise MachineError(
-            f"resources: {resources.workers} workers with {resources.cpus_per_worker:g} CPUs each need "
-            f"{needed_cpus:g}, and this machine has {cpus}; lower resources.workers or resources.cpus_per_worker, "
-            "or name a cluster in resources.address."
-        )
-    if needed_gpus > gpus:
-        raise MachineError(
-            f"resources: {resources.workers} workers with {resources.gpus_per_worker:g} GPUs each need "
-            f"{needed_gpus:g}, and this machine has {gpus}; lower resources.gpus_per_worker (0 trains on the CPU), "
-            "or name a cluster in resources.address."
-        )
+__all__ = ["launch"]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,11 +27,31 @@ __all__ = ["RunDirectory"]
 _PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "mlflow", "numpy")
 
 
+def _unwritable(place: Path, error: OSError) -> RunError:
+    return RunError(
+        f"run directory {error.filename or place}: cannot be written ({error.strerror}); "
+        "choose another place with --runs or --run-dir."
+    )
+
+
 class RunDirectory:
     """``runs/<name>/`` with job.yaml, run.json, journal.jsonl, checkpoints/, snapshots/, samples/ and logs/."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @staticmethod
+    def check_root(root: Path) -> None:
+        """Check that runs can be made below `root`, which is made if it is not there.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=root).close()
+        except OSError as e:
+            raise _unwritable(root, e) from None
 
     @classmethod
     def create(cls, root: Path, job: JobSpec, directory: Path | None = None) -> RunDirectory:
@@ -67,10 +88,7 @@ class RunDirectory:
                     f"{directory}: exists already; choose another --run-dir, or go on with it: "
                     f"bessemer resume {directory}"
                 ) from None
-            raise RunError(
-                f"run directory {e.filename or directory or root}: cannot be written ({e.strerror}); "
-                "choose another place with --runs or --run-dir."
-            ) from None
+            raise _unwritable(directory or root, e) from None
         return cls(path)
 
     @staticmethod

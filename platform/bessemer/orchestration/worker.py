@@ -23,6 +23,7 @@ from bessemer.data.stream import SliceStream
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
 from bessemer.evaluation.grid import sample_grid, save_png, tile
+from bessemer.orchestration.preflight import with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import load_job
@@ -250,10 +251,7 @@ def main() -> int:
     try:
         with join_workers() as workers:
             if workers.is_first and not options.run_dir.exists():
-                job = load_job(options.job, options.set)
-                job = job.model_copy(
-                    update={"data": job.data.model_copy(update={"path": str(Path(job.data.path).absolute())})}
-                )
+                job = with_absolute_paths(load_job(options.job, options.set))
                 check_job(job)
                 run = RunDirectory.create(options.run_dir.parent, job, options.run_dir)
                 run.journal.write("event", 0, event="started", workers=workers.size)

@@ -1,0 +1,83 @@
+"""Everything about a job that can be checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+
+from bessemer.errors import MachineError, SpecError
+from bessemer.orchestration.run_directory import RunDirectory
+from bessemer.spec.job import JobSpec, ResourcesSpec
+
+__all__ = ["preflight", "with_absolute_paths"]
+
+_ANSWER_SECONDS = 5.0
+
+
+def with_absolute_paths(job: JobSpec) -> JobSpec:
+    """The job with its data path made absolute: workers have other working directories."""
+    return job.model_copy(update={"data": job.data.model_copy(update={"path": str(Path(job.data.path).absolute())})})
+
+
+def preflight(job: JobSpec, runs_root: Path) -> None:
+    """Check everything that can be checked before anything starts.
+
+    Raises:
+        BessemerError: names the field or file, the value, the rule and the fix.
+    """
+    from bessemer.evaluation.extractors import get_extractor
+    from bessemer.evaluation.names import parse_metric
+    from bessemer.orchestration.worker import check_job
+    from bessemer.tracking.mlflow_store import check_uri
+
+    RunDirectory.check_root(runs_root)
+    check_job(job)
+    for extractor in dict.fromkeys(parse_metric(name).extractor for name in job.evaluation.metrics):
+        get_extractor(extractor)
+    if job.tracking.mlflow:
+        check_uri(job.tracking.uri, runs_root)
+    if job.resources.address is None:
+        _check_this_machine(job.resources)
+    else:
+        _check_cluster(job.resources.address)
+
+
+def _check_this_machine(resources: ResourcesSpec) -> None:
+    import torch
+
+    cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    needed_cpus = resources.workers * resources.cpus_per_worker
+    needed_gpus = resources.workers * resources.gpus_per_worker
+    if needed_cpus > cpus:
+        raise MachineError(
+            f"resources: {resources.workers} workers with {resources.cpus_per_worker:g} CPUs each need "
+            f"{needed_cpus:g}, and this machine has {cpus}; lower resources.workers or resources.cpus_per_worker, "
+            "or name a cluster in resources.address."
+        )
+    if needed_gpus > gpus:
+        raise MachineError(
+            f"resources: {resources.workers} workers with {resources.gpus_per_worker:g} GPUs each need "
+            f"{needed_gpus:g}, and this machine has {gpus}; lower resources.gpus_per_worker (0 trains on the CPU), "
+            "or name a cluster in resources.address."
+        )
+
+
+def _check_cluster(address: str) -> None:
+    """Somebody must listen at `host:port` or `ray://host:port`; Ray itself finds `auto`."""
+    if address in ("auto", "local"):
+        return
+    match = re.fullmatch(r"(?:ray://)?(?P<host>[^/:\s]+|\[[^\]\s]+\]):(?P<port>\d{1,5})", address)
+    if match is None or not 0 < int(match["port"]) < 65536:
+        raise SpecError(
+            f"resources.address: {address!r} is no address of a Ray cluster; write HOST:PORT of its head (port 6379 "
+            "unless it was chosen otherwise), or auto for the one that runs on this machine."
+        )
+    try:
+        socket.create_connection((match["host"].strip("[]"), int(match["port"])), _ANSWER_SECONDS).close()
+    except OSError as e:
+        raise MachineError(
+            f"resources.address: nothing answers at {address} ({e.strerror or e}); check the address, or leave the "
+            "field out to start Ray on this machine."
+        ) from None
