@@ -38,7 +38,7 @@ def quickstart(
 ) -> None:
     """Pack a data set, train a small BigGAN on it with two workers, and show what came out.
 
-    On two cores digits take less than ten minutes, images of your own about twenty. Prints where the report, the
+    On two cores digits take less than ten minutes, images of your own about fifteen. Prints where the report, the
     sample grid, the run and its MLflow page are. The last line gives the first metric of the job before and after
     training.
     """
