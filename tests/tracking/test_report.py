@@ -156,6 +156,19 @@ def test_values_that_are_not_finite_are_counted(make_run: Any) -> None:
     assert [point[0] for point in page.series("generator")[0]] == [1, 2]
 
 
+def test_the_breakdown_of_a_step_and_the_utilisation_have_charts_of_their_own(make_run: Any) -> None:
+    run = make_run()
+    for nimg in (1000, 2000):
+        run.journal.write("metrics", nimg, values={"time/forward": 2.5, "time/ema": 0.01, "throughput/mfu": 0.4})
+    run.metrics(3000)
+    page = _report(run)
+    titles = [title for title in page.texts["h3"] if "Seconds per" in title or "tilisation" in title]
+    assert titles == ["Model FLOP utilisation", "Seconds per 1000 images, by part of the step"]
+    assert page.series("forward") == [[[1, "2.5", ""], [2, "2.5", ""]]]
+    assert page.series("mfu") == [[[1, "0.4", ""], [2, "0.4", ""]]]
+    assert page.series("images per second") == [[[3, "100", ""]]]
+
+
 def test_many_lines_are_split_and_thinned(make_run: Any) -> None:
     run = make_run()
     lines = [

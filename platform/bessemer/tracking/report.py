@@ -39,9 +39,10 @@ _GROUPS = {
     "loss": "Losses",
     "scores": "Discriminator scores",
     "throughput": "Throughput",
+    "throughput/mfu": "Model FLOP utilisation",
+    "time": "Seconds per 1000 images, by part of the step",
     "gradient_norm": "Gradient norms",
 }
-_NOT_DRAWN = frozenset({"time"})
 _MOST_LINES = 6  # in one chart
 _MARKED = frozenset({"resumed", "worker_lost", "workers_lost", "restarted", "failed", "stopped"})
 _MOST_EVENTS_UNFOLDED = 12
@@ -239,9 +240,8 @@ def _training_section(run: Run, x: Scale, markers: list[Marker]) -> str:
                 points.append(Point(record["nimg"], value))
     groups: dict[str, list[str]] = {}
     for name in lines:
-        prefix = name.partition("/")[0]
-        if prefix not in _NOT_DRAWN:
-            groups.setdefault(prefix, []).append(name)
+        prefix = name if name in _GROUPS else name.partition("/")[0]
+        groups.setdefault(prefix, []).append(name)
     if not groups:
         return '<section><h2>Training</h2><p class="empty">No training metrics yet.</p></section>'
     order = [prefix for prefix in _GROUPS if prefix in groups] + sorted(groups.keys() - _GROUPS.keys())

@@ -18,6 +18,7 @@ from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.distributed import Workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.engine import NetworkEngine
+from bessemer.training.meter import StepMeter
 from bessemer.training.rng import generator
 
 __all__ = ["Evaluate", "Stream", "Trainer", "WriteRecord", "owned_slices"]
@@ -95,6 +96,7 @@ class Trainer:
         self.workers, self.write, self.evaluate = workers, write, evaluate
         self.clock = Clock(nimg=0, iteration=0)
         self.slices = owned_slices(job.slices, workers.rank, workers.size)
+        self.meter = StepMeter(workers.device, job.training.precision)
         self._averages = _Averages(workers)
         self._logged_at = (0.0, 0)
 
@@ -123,7 +125,8 @@ class Trainer:
             network.train()
         while self.clock.nimg < total:
             before = self.clock
-            self._iteration()
+            with self.meter.collectives():
+                self._iteration()
             now, last = self.clock.nimg, self.clock.nimg >= total
             if last or crossed(job.training.log_every_kimg, before.nimg, now):
                 self._log()
@@ -144,37 +147,52 @@ class Trainer:
                 self._update(update, clock.nimg + repeat * batch_size)
             batches_used = max(batches_used, update.repeats)
         images = batches_used * batch_size
-        for ema in self.emas.values():
-            ema.update(images, clock.nimg)
+        with self.meter.part("ema"):
+            for ema in self.emas.values():
+                ema.update(images, clock.nimg)
         self.clock = Clock(nimg=clock.nimg + images, iteration=clock.iteration + 1)
         self.system.after_iteration(self.clock)
 
     def _update(self, update: Update, nimg: int) -> None:
         """One optimizer step: gradients of this worker's slices, summed over slices and averaged over workers."""
         engine = self.engines[update.network]
-        device, networks = self.workers.device, self.system.networks().values()
-        begin_update(networks)
+        device, networks, part = self.workers.device, self.system.networks().values(), self.meter.part
+        with part("data"):
+            batches = self.stream.batch(nimg)
+        with part("forward"):
+            begin_update(networks)
         with engine.only_trained(self.engines):
-            for index, batch in zip(self.slices, self.stream.batch(nimg), strict=True):
+            for index, batch in zip(self.slices, batches, strict=True):
                 draws = generator(device, self.job.seed, update.name, nimg, index)
-                on_device = Batch(images=batch.images.to(device), labels=batch.labels.to(device))
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.job.training.precision == "bf16"):
-                    loss = update.loss(on_device, draws)
-                engine.backward(loss.value / len(self.slices))
+                with part("data"):
+                    on_device = Batch(images=batch.images.to(device), labels=batch.labels.to(device))
+                with self.meter.slice(update.name):
+                    autocast = torch.autocast(device.type, torch.bfloat16, self.job.training.precision == "bf16")
+                    with part("forward"), autocast:
+                        loss = update.loss(on_device, draws)
+                    with part("backward"):
+                        engine.backward(loss.value / len(self.slices))
                 self._averages.add(f"loss/{update.name}", loss.value)
                 for name, value in loss.scalars.items():
                     self._averages.add(name, value)
-            end_update(networks, self.workers.sum)
-            engine.step()
+            with part("communicate"):
+                end_update(networks, self.workers.sum)
+            with part("optimizer"):
+                engine.step()
 
     def _log(self) -> None:
         """Write the means since the last line to the journal, and stop if they are not finite."""
-        values = self._averages.take()
         then, nimg = self._logged_at
         seconds = time.monotonic() - then
+        for name, value in self.meter.take_seconds().items():  # per kimg, mean over the workers
+            per_kimg = torch.tensor(value * 1000 / (self.clock.nimg - nimg), device=self.workers.device)
+            self._averages.add(f"time/{name}", per_kimg)
+        values = self._averages.take()
         self._logged_at = (time.monotonic(), self.clock.nimg)
         bad = [name for name, value in values.items() if not abs(value) < float("inf")]
         values["throughput/img_per_s"] = (self.clock.nimg - nimg) / max(seconds, 1e-9)
+        if (mfu := self.meter.take_mfu(seconds)) is not None:
+            values["throughput/mfu"] = mfu
         if not bad:
             self.write("metrics", self.clock.nimg, values=values)
             return

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from bessemer.nn.update_state import UpdateStateLayer
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, System, SystemConfig, Update
+from bessemer.tracking.journal import Journal
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
 from bessemer.training.ema import ShardedEma
@@ -158,9 +159,9 @@ def make_trainer(job: JobSpec, root: Path, workers: Workers) -> Trainer:
     identity = Identity("tiny-gan", {"resolution": 2}, SEED, BATCH, SLICE, "none")
     stream = FixedStream(owned_slices(job.slices, workers.rank, workers.size))
     store = CheckpointStore(root / "checkpoints", job.checkpoint.keep_last, workers)
-    return Trainer(
-        job, system, engines, emas, stream, store, identity, workers, lambda *a, **k: None, lambda clock, state: None
-    )
+    root.mkdir(parents=True, exist_ok=True)
+    write = Journal(root / "journal.jsonl").write if workers.is_first else (lambda *a, **k: None)
+    return Trainer(job, system, engines, emas, stream, store, identity, workers, write, lambda clock, state: None)
 
 
 def main() -> None:
