@@ -25,6 +25,7 @@ GROUP = get_command(app)
 VERBS = [
     "data",
     "doctor",
+    "ema",
     "evaluate",
     "mlflow",
     "quickstart",
@@ -36,7 +37,14 @@ VERBS = [
     "systems",
     "train",
 ]
-HELP = [[], *([verb] for verb in VERBS), ["data", "pack"], ["systems", "list"], ["systems", "show"]]
+HELP = [
+    [],
+    *([verb] for verb in VERBS),
+    ["data", "pack"],
+    ["ema", "reconstruct"],
+    ["systems", "list"],
+    ["systems", "show"],
+]
 
 
 def test_all_verbs_are_there_and_explain_themselves() -> None:

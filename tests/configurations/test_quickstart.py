@@ -35,6 +35,7 @@ def bessemer(cwd: Path, *arguments: object) -> str:
 def test_quickstart_learns_and_shows_it(tmp_path: Path) -> None:
     """Two workers under Ray, MLflow on sqlite, KID well below the untrained generator's, and everything reviewable."""
     short = ["training.total_kimg=6", "evaluation.every_kimg=3", "evaluation.samples=200"]
+    short += ["ema.profiles=[0.05, 0.1]", "ema.store_every_kimg=1"]
     changes = [argument for change in short for argument in ("--set", change)]
     output = bessemer(tmp_path, "quickstart", "digits", "--job", ROOT / "jobs" / "quickstart.yaml", *changes)
     last = output.strip().splitlines()[-1]
@@ -70,6 +71,10 @@ def test_quickstart_learns_and_shows_it(tmp_path: Path) -> None:
     bessemer(tmp_path, "sample", run, "--out", "grid.png", "--rows", 4)
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (128, 128)
+    bessemer(tmp_path, "ema", "reconstruct", run, "--sigma-rel", 0.07, "--out", "wide")
+    bessemer(tmp_path, "sample", run, "--snapshot", "wide", "--out", "wide.png", "--rows", 4)
+    drawn = np.asarray(Image.open(tmp_path / "wide.png"))
+    assert drawn.std() > 30
     again = json.loads(bessemer(tmp_path, "evaluate", run, "--samples", 200, "--json"))
     value = next(r["value"] for r in again if r["metric"] == "kid_efflite0")
     assert value == pytest.approx(kids[-1]["value"], rel=1e-4)  # one process judges what two judged

@@ -114,6 +114,16 @@ def test_a_metric_is_listed_once() -> None:
     assert "'fid' is listed 2 times" in broken(evaluation={"metrics": ["fid", "kid_efflite0", "fid"]})
 
 
+def test_averages_are_stored_at_most_once_per_batch() -> None:
+    text = broken(ema={"store_every_kimg": 0.02, "profiles": [0.1]})
+    assert "ema.store_every_kimg: 0.02 is less than one batch of 32 images" in text
+    job(ema={"store_every_kimg": 0.02})  # nothing is stored
+
+
+def test_a_profile_is_listed_once() -> None:
+    assert "ema.profiles: 0.1 is listed 2 times" in broken(ema={"profiles": [0.1, 0.05, 0.1]})
+
+
 def test_all_broken_rules_are_reported_together() -> None:
     text = broken(training={"slice_size": 12}, evaluation={"metrics": ["kid"], "every_kimg": 0.001})
     fields = [re.findall(r"[a-z]+\.[a-z_]+(?=:)", line)[0] for line in text.splitlines()]

@@ -23,6 +23,10 @@ def plain_loop(tiny: ModuleType, clip: float | None = None) -> dict[str, Tensor]
     g_optimizer = torch.optim.Adam(g.parameters(), lr=1e-3, betas=(0.0, 0.9))
     d_optimizer = torch.optim.Adam(d.parameters(), lr=3e-3, betas=(0.5, 0.99))
     ema = {k: v.clone() for k, v in g.named_parameters()}
+    # sigma_rel -> gamma, and the exact average: weights are constant between updates, so the integral is a sum
+    powers = {0.1: 6.937203938, 0.25: 0.719823958}
+    wide = {s: {k: torch.zeros_like(v, dtype=torch.float64) for k, v in g.named_parameters()} for s in powers}
+    total = ITERATIONS * 2 * tiny.BATCH
     running_mean = torch.zeros(16)
 
     def hidden(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,10 +72,14 @@ def plain_loop(tiny: ModuleType, clip: float | None = None) -> dict[str, Tensor]
         beta = 0.5 ** (2 * tiny.BATCH / half_life) if half_life else 0.0
         for k, v in g.named_parameters():
             ema[k] = beta * ema[k] + (1 - beta) * v.detach()
+            for s, gamma in powers.items():
+                share = ((nimg + 2 * tiny.BATCH) / total) ** (gamma + 1) - (nimg / total) ** (gamma + 1)
+                wide[s][k] += share * v.detach().double()
         nimg += 2 * tiny.BATCH
     expected = {f"generator.{k}": v.detach() for k, v in g.named_parameters()}
     expected |= {f"discriminator.{k}": v.detach() for k, v in d.named_parameters()}
     expected |= {f"ema.generator.{k}": v for k, v in ema.items()}
+    expected |= {f"ema.{s}.generator.{k}": v.float() for s, average in wide.items() for k, v in average.items()}
     return {**expected, "generator.1.mean": running_mean, "ema.generator.1.mean": running_mean}
 
 

@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from bessemer.cli import data, doctor, evaluate, mlflow_page, quickstart, report, runs, sample, schema, systems, train
+from bessemer.cli import (
+    data,
+    doctor,
+    ema,
+    evaluate,
+    mlflow_page,
+    quickstart,
+    report,
+    runs,
+    sample,
+    schema,
+    systems,
+    train,
+)
 from bessemer.errors import BessemerError
 
 __all__ = ["app", "run"]
@@ -57,6 +70,7 @@ app.command(short_help="Serve MLflow's page of the runs.")(mlflow_page.mlflow)
 app.command(short_help="Check this machine, and say how to get what is missing.")(doctor.doctor)
 app.command(short_help="Print the JSON Schema of job files.")(schema.schema)
 app.add_typer(data.app, name="data", short_help="Make the data sets that jobs read.")
+app.add_typer(ema.app, name="ema", short_help="Make averages of the weights, of any width.")
 app.add_typer(systems.app, name="systems", short_help="Show what can be trained.")
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from bessemer.tracking.journal import read_journal
 from bessemer.training.checkpoint import CheckpointStore, Identity, kimg_name
 from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
 from bessemer.training.ema import ShardedEma
+from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import build_engines
 from bessemer.training.loop import Trainer, owned_slices
 from bessemer.training.rng import generator
@@ -57,8 +59,10 @@ class Evaluation:
         dataset: ShardedDataset,
         workers: Workers,
         write: Callable[..., None],
+        info: SnapshotInfo,
     ) -> None:
         self._run, self._job, self._dataset, self._workers, self._write = run, job, dataset, workers, write
+        self._info = info
         # A system of its own: nothing that sampling does can touch the one that is trained.
         self._sampler = type(system)(system.config)
         for name, network in self._sampler.networks().items():
@@ -70,17 +74,7 @@ class Evaluation:
             prefix = f"{network}."
             own = {k.removeprefix(prefix): v for k, v in ema_state.items() if k.startswith(prefix)}
             self._sampler.networks()[network].load_state_dict(own)
-        manifest = self._dataset.manifest
-        info = SnapshotInfo(
-            system=job.system.name,
-            config=self._sampler.config.model_dump(mode="json"),
-            nimg=clock.nimg,
-            ema=job.ema.model_dump(),
-            seed=job.seed,
-            data_hash=manifest.hash,
-            class_names=list(manifest.classes),
-            class_counts=list(manifest.class_counts),
-        )
+        info = replace(self._info, nimg=clock.nimg)
         if self._workers.is_first:
             info = save_snapshot(self._run.path / "snapshots" / name, dict(ema_state), info)
         records = evaluate_system(
@@ -100,9 +94,7 @@ class Evaluation:
         if self._workers.is_first:
             for record in records:
                 self._write("evaluation", clock.nimg, **record.as_dict())
-            grid = sample_grid(
-                self._sampler, manifest.class_counts, spec.grid, seed=job.seed, truncation=spec.truncation
-            )
+            grid = sample_grid(self._sampler, info.class_counts, spec.grid, seed=job.seed, truncation=spec.truncation)
             save_png(self._run.path / "samples" / f"{name}.png", grid)
             self._write("samples", clock.nimg, path=f"samples/{name}.png")
         self._workers.barrier()
@@ -195,6 +187,16 @@ def _train(run: RunDirectory) -> None:
             if workers.is_first:
                 journal.write(kind, nimg, **fields)
 
+        info = SnapshotInfo(
+            system=job.system.name,
+            config=system.config.model_dump(mode="json"),
+            nimg=0,
+            ema=job.ema.model_dump(include={"half_life_kimg", "rampup"}),
+            seed=job.seed,
+            data_hash=dataset.manifest.hash,
+            class_names=list(dataset.manifest.classes),
+            class_counts=list(dataset.manifest.class_counts),
+        )
         identity = Identity(
             system=job.system.name,
             config=system.config.model_dump(mode="json"),
@@ -217,7 +219,8 @@ def _train(run: RunDirectory) -> None:
             identity,
             workers,
             write,
-            Evaluation(run, job, system, dataset, workers, write),
+            Evaluation(run, job, system, dataset, workers, write, info),
+            EmaStore(run.path / "ema", job.ema.profiles, info, workers) if job.ema.profiles else None,
         )
         try:
             begun = any(r["kind"] != "event" for r in read_journal(journal.path))

@@ -96,12 +96,16 @@ class TrainingSpec(_Section):
 
 
 class EmaSpec(_Section):
-    """Exponential moving average of the weights, from which samples are drawn."""
+    """Moving averages of the weights. Samples and evaluations are drawn from an exponential one."""
 
     half_life_kimg: PositiveKimg = 10.0
     """Images after which an old weight counts half."""
     rampup: Annotated[float, Field(gt=0, le=1)] | None = 0.05
     """Early in a run the half-life is at most this share of the images seen; unset for none."""
+    profiles: tuple[Annotated[float, Field(ge=0.01, le=0.28)], ...] = ()
+    """Relative widths of power-function averages to store, such as [0.05, 0.1], for `bessemer ema reconstruct`."""
+    store_every_kimg: PositiveKimg = 50.0
+    """Distance between two moments at which the profiles are stored."""
 
 
 class CheckpointSpec(_Section):

@@ -24,7 +24,7 @@ def check_job(job: JobSpec) -> None:
     Raises:
         ValueError: one line per broken rule, each as ``field.path: value, rule, fix``.
     """
-    broken = [*_batch_rules(job), *_length_rules(job), *_optimizer_rules(job), *_metric_rules(job)]
+    broken = [*_batch_rules(job), *_length_rules(job), *_ema_rules(job), *_optimizer_rules(job), *_metric_rules(job)]
     if broken:
         raise ValueError("\n".join(broken))
 
@@ -71,15 +71,24 @@ def _length_rules(job: JobSpec) -> Iterator[str]:
             f"training.total_kimg: {job.training.total_kimg:g} is less than one batch of {batch} images; "
             f"set it to {batch / 1000:g} or more."
         )
-    for field, every in (
+    distances = [
         ("checkpoint.every_kimg", job.checkpoint.every_kimg),
         ("evaluation.every_kimg", job.evaluation.every_kimg),
-    ):
+    ]
+    if job.ema.profiles:
+        distances.append(("ema.store_every_kimg", job.ema.store_every_kimg))
+    for field, every in distances:
         if every * 1000 < batch:
             yield (
                 f"{field}: {every:g} is less than one batch of {batch} images, after which the run could "
                 f"stop for it at the earliest; set it to {batch / 1000:g} or more."
             )
+
+
+def _ema_rules(job: JobSpec) -> Iterator[str]:
+    names = [f"{sigma_rel:g}" for sigma_rel in job.ema.profiles]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield f"ema.profiles: {name} is listed {names.count(name)} times; list it once."
 
 
 def _optimizer_rules(job: JobSpec) -> Iterator[str]:

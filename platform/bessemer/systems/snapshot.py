@@ -22,7 +22,16 @@ from bessemer.errors import CheckpointError
 from bessemer.systems.contract import System
 from bessemer.systems.registry import get
 
-__all__ = ["SnapshotInfo", "load_snapshot", "newest_snapshot", "read_snapshot_info", "save_snapshot", "snapshot_dirs"]
+__all__ = [
+    "SnapshotInfo",
+    "is_snapshot",
+    "load_snapshot",
+    "newest_snapshot",
+    "read_snapshot_info",
+    "save_snapshot",
+    "snapshot_dirs",
+    "verified_weights",
+]
 
 _WEIGHTS = "weights.safetensors"
 _INFO = "snapshot.json"
@@ -37,7 +46,7 @@ class SnapshotInfo:
     """The whole system configuration, so that nothing else is needed to rebuild the networks."""
     nimg: int
     ema: dict[str, Any]
-    """EMA profile: `half_life_kimg` and `rampup`."""
+    """EMA profile: `half_life_kimg` and `rampup`, or `sigma_rel`."""
     seed: int
     data_hash: str
     class_names: list[str]
@@ -90,6 +99,23 @@ def read_snapshot_info(directory: Path) -> SnapshotInfo:
         raise CheckpointError(f"{directory}: not a snapshot ({e}); expected {_INFO} and {_WEIGHTS}.") from None
 
 
+def is_snapshot(directory: Path) -> bool:
+    """Whether `directory` holds a snapshot; they are written whole or not at all."""
+    return (directory / _INFO).is_file()
+
+
+def verified_weights(directory: Path, info: SnapshotInfo) -> Path:
+    """The file with a snapshot's tensors, its checksum compared.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    weights = directory / _WEIGHTS
+    if not weights.is_file() or _sha256(weights) != info.weights_sha256:
+        raise CheckpointError(f"{weights}: missing or damaged (sha256 differs from {_INFO}); use another snapshot.")
+    return weights
+
+
 def load_snapshot(directory: Path, device: str = "cpu") -> tuple[System, SnapshotInfo]:
     """Rebuild the system with the snapshot's weights, in eval mode.
 
@@ -97,9 +123,7 @@ def load_snapshot(directory: Path, device: str = "cpu") -> tuple[System, Snapsho
         CheckpointError: missing, damaged, or of a system that this version does not know.
     """
     info = read_snapshot_info(directory)
-    weights = directory / _WEIGHTS
-    if not weights.is_file() or _sha256(weights) != info.weights_sha256:
-        raise CheckpointError(f"{weights}: missing or damaged (sha256 differs from {_INFO}); use another snapshot.")
+    weights = verified_weights(directory, info)
     cls = get(info.system)
     system = cls(cls.Config.model_validate(info.config))
     tensors = load_file(weights, device=device)
@@ -113,7 +137,7 @@ def load_snapshot(directory: Path, device: str = "cpu") -> tuple[System, Snapsho
 
 def snapshot_dirs(run: Path) -> list[Path]:
     """All complete snapshots of a run, oldest first."""
-    return sorted(p for p in (run / "snapshots").glob("kimg-*") if (p / _INFO).is_file())
+    return sorted(p for p in (run / "snapshots").glob("kimg-*") if is_snapshot(p))
 
 
 def newest_snapshot(run: Path) -> Path:

@@ -224,7 +224,7 @@ class CheckpointStore:
         for network, engine in engines.items():
             kinds = CheckpointStore._shares(engine)
             if network in emas:
-                kinds["ema"] = emas[network].fragments()
+                kinds |= emas[network].kinds()
             out += [(f"{network}/{kind}/{f.name}", f) for kind, fragments in kinds.items() for f in fragments]
         return out
 
@@ -271,7 +271,7 @@ class CheckpointStore:
             # ZeRO 0 replicates: every worker needs all of the weights, not only its share.
             kinds = self._whole(engine) if engine.zero_stage == 0 else self._shares(engine)
             if network in emas:
-                kinds["ema"] = emas[network].fragments()
+                kinds |= emas[network].kinds()
             for kind, fragments in kinds.items():
                 for fragment in fragments:
                     stored.fill(f"{network}/{kind}/{fragment.name}", fragment)

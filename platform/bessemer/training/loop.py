@@ -17,6 +17,7 @@ from bessemer.systems.contract import Batch, Clock, System, Update
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.distributed import Workers
 from bessemer.training.ema import ShardedEma
+from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import NetworkEngine
 from bessemer.training.meter import StepMeter
 from bessemer.training.rng import generator
@@ -90,10 +91,11 @@ class Trainer:
         workers: Workers,
         write: WriteRecord,
         evaluate: Evaluate,
+        profiles: EmaStore | None = None,
     ) -> None:
         self.job, self.system, self.engines, self.emas = job, system, engines, emas
         self.stream, self.checkpoints, self.identity = stream, checkpoints, identity
-        self.workers, self.write, self.evaluate = workers, write, evaluate
+        self.workers, self.write, self.evaluate, self.profiles = workers, write, evaluate, profiles
         self.clock = Clock(nimg=0, iteration=0)
         self.slices = owned_slices(job.slices, workers.rank, workers.size)
         self.meter = StepMeter(workers.device, job.training.precision)
@@ -108,6 +110,8 @@ class Trainer:
         if path is not None:
             self.clock, state = self.checkpoints.restore(path, self.identity, self.engines, self.emas)
             self.system.load_state_dict(state)
+            if self.profiles is not None:
+                self.profiles.forget_after(self.clock.nimg)
             self.write("event", self.clock.nimg, event="resumed", checkpoint=path.name, workers=self.workers.size)
         return path is not None
 
@@ -130,6 +134,8 @@ class Trainer:
             now, last = self.clock.nimg, self.clock.nimg >= total
             if last or crossed(job.training.log_every_kimg, before.nimg, now):
                 self._log()
+            if self.profiles is not None and (last or crossed(job.ema.store_every_kimg, before.nimg, now)):
+                self.profiles.save(self.clock, self.emas)
             # Evaluating comes first: a run killed in between evaluates again rather than never.
             if last or crossed(job.evaluation.every_kimg, before.nimg, now):
                 self._evaluate()

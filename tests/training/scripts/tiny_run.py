@@ -16,10 +16,12 @@ from torch import Generator, Tensor, nn
 from bessemer.nn.update_state import UpdateStateLayer
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, System, SystemConfig, Update
+from bessemer.systems.snapshot import SnapshotInfo
 from bessemer.tracking.journal import Journal
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
 from bessemer.training.ema import ShardedEma
+from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import build_engines
 from bessemer.training.loop import Trainer, owned_slices
 from bessemer.training.rng import generator
@@ -144,7 +146,7 @@ def make_job(stage: int, iterations: int, workers: int, clip: float | None = Non
             "system": {"name": "tiny-gan", "preset": "tiny"},
             "data": {"path": "none"},
             "training": training,
-            "ema": {"half_life_kimg": 0.2, "rampup": 0.5},
+            "ema": {"half_life_kimg": 0.2, "rampup": 0.5, "profiles": [0.1, 0.25], "store_every_kimg": 0.064},
             "checkpoint": {"every_kimg": 4 * 2 * BATCH / 1000, "keep_last": 100},
             "resources": {"workers": workers},
         }
@@ -161,7 +163,13 @@ def make_trainer(job: JobSpec, root: Path, workers: Workers) -> Trainer:
     store = CheckpointStore(root / "checkpoints", job.checkpoint.keep_last, workers)
     root.mkdir(parents=True, exist_ok=True)
     write = Journal(root / "journal.jsonl").write if workers.is_first else (lambda *a, **k: None)
-    return Trainer(job, system, engines, emas, stream, store, identity, workers, write, lambda clock, state: None)
+    info = SnapshotInfo("tiny-gan", {"resolution": 2}, 0, {}, SEED, "none", [], [])
+    profiles = EmaStore(root / "ema", job.ema.profiles, info, workers)
+
+    def ignore(*_: object) -> None:
+        pass
+
+    return Trainer(job, system, engines, emas, stream, store, identity, workers, write, ignore, profiles)
 
 
 def main() -> None:
@@ -180,6 +188,8 @@ def main() -> None:
         trainer.resume()
         trainer.run()
         state = {f"ema.{k}": v for k, v in trainer.ema_state().items()}
+        for kind in ("ema.0.1", "ema.0.25"):
+            state |= {f"{kind}.generator.{k}": v for k, v in trainer.emas["generator"].full_state(kind).items()}
         for name, network in trainer.system.networks().items():
             state |= {f"{name}.{k}": v.detach().clone() for k, v in network.state_dict().items()}
         for name, engine in trainer.engines.items():  # moments: this worker's own share
