@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from bessemer.cli.app import app
 from bessemer.errors import CheckpointError
+from bessemer.spec.job import JobSpec
+from bessemer.spec.load import dump_job
 from bessemer.systems.contract import System
 from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo, load_snapshot, save_snapshot
@@ -66,7 +68,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
             )
             save_snapshot(path / "ema" / f"sigma-{sigma_rel:g}" / kimg_name(nimg), tensors, info)
     (path / "run.json").write_text("{}")
-    (path / "job.yaml").write_text("")
+    job = {
+        "name": "walk",
+        "system": {"name": "biggan", "preset": "tiny32"},
+        "data": {"path": "none"},
+        "training": {"total_kimg": 16, "batch_size": 50, "slice_size": 50},
+    }
+    (path / "job.yaml").write_text(dump_job(JobSpec.model_validate(job)))
     return path, trajectory, buffers
 
 

@@ -34,20 +34,29 @@ def reconstruct(
     The run must have stored averages (ema.profiles in its job). The residual says how far the reconstructed profile is
     from the wanted one, as a share of its length: well below 0.1 is good; widths between the stored ones do best.
     """
+    from dataclasses import replace
+
     from bessemer.cli.output import echo_json
     from bessemer.errors import MachineError
+    from bessemer.evaluation.sampling import recompute_batch_norm
     from bessemer.orchestration.run_directory import RunDirectory
-    from bessemer.systems.snapshot import is_snapshot, save_snapshot
+    from bessemer.systems.snapshot import is_snapshot, sampled_state, save_snapshot, system_of
     from bessemer.training.ema_store import reconstruct as reconstruct_average
 
     directory = RunDirectory.open(run_directory(run))
+    job = directory.job()
     if out.exists() and not is_snapshot(out):
         raise MachineError(f"{out}: exists and is no snapshot, so it is not replaced; choose another place with --out.")
     found = reconstruct_average(directory.path / "ema", sigma_rel, None if at is None else round(at * 1000))
     for reason in found.skipped:
         typer.echo(f"left out: {reason}", err=True)
+    tensors, made = found.tensors, found.info
+    if job.ema.batch_norm == "recomputed":
+        system = system_of(made, tensors)
+        recompute_batch_norm(system, made.class_counts, seed=job.seed, device="cpu")
+        tensors, made = sampled_state(system), replace(made, ema={**made.ema, "batch_norm": "recomputed"})
     try:
-        info = save_snapshot(out.absolute(), found.tensors, found.info)
+        info = save_snapshot(out.absolute(), tensors, made)
     except OSError as e:
         raise MachineError(f"{out}: cannot be written ({e.strerror}); choose another place with --out.") from None
     if json:

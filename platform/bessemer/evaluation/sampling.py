@@ -8,16 +8,26 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from bessemer.nn.norm import renew_statistics
 from bessemer.systems.contract import System
 from bessemer.training.rng import generator
 
-__all__ = ["SAMPLE_CHUNK", "allocate_labels", "draw_chunk", "prepare", "sampling_mode", "to_uint8"]
+__all__ = [
+    "SAMPLE_CHUNK",
+    "allocate_labels",
+    "draw_chunk",
+    "prepare",
+    "recompute_batch_norm",
+    "sampling_mode",
+    "to_uint8",
+]
 
 SAMPLE_CHUNK = 32
 """Images that share one random generator; part of the protocol, so it is no setting."""
 
+_STATISTICS_PASSES = 64
 _STANDING_LABELS = 4096  # enough to hold every class in its proportion; a system draws its own number from them
 
 
@@ -42,6 +52,20 @@ def prepare(
     labels = torch.from_numpy(allocate_labels(class_counts, _STANDING_LABELS)).to(device)
     with torch.no_grad(), sampling_mode(system):
         system.prepare_sampling(labels, generator(device, seed, "standing"), truncation)
+
+
+@torch.no_grad()
+def recompute_batch_norm(system: System, class_counts: Sequence[int], *, seed: int, device: torch.device | str) -> None:
+    """Replace the BatchNorm statistics of the sampled networks by those of their present weights.
+
+    Statistics that were collected in training belong to the live weights of many moments. These are means over
+    `_STATISTICS_PASSES` passes of `SAMPLE_CHUNK` samples, the same on every worker. Spectral-norm vectors stay.
+    """
+    labels = torch.from_numpy(allocate_labels(class_counts, SAMPLE_CHUNK * _STATISTICS_PASSES)).to(device)
+    draws, chunks = generator(device, seed, "batch norm"), iter(torch.split(labels, SAMPLE_CHUNK))
+    with sampling_mode(system):
+        sampled = nn.ModuleList(system.networks()[name] for name in system.sampled_networks).eval()
+        renew_statistics(sampled, lambda: system.sample(next(chunks), draws), _STATISTICS_PASSES)
 
 
 def draw_chunk(

@@ -24,13 +24,14 @@ from bessemer.data.stream import SliceStream
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
 from bessemer.evaluation.grid import sample_grid, save_png, tile
+from bessemer.evaluation.sampling import recompute_batch_norm
 from bessemer.orchestration.preflight import with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import load_job
 from bessemer.systems.contract import Clock, System
 from bessemer.systems.registry import build
-from bessemer.systems.snapshot import SnapshotInfo, save_snapshot
+from bessemer.systems.snapshot import SnapshotInfo, fill_networks, sampled_state, save_snapshot
 from bessemer.tracking.journal import read_journal
 from bessemer.training.checkpoint import CheckpointStore, Identity, kimg_name
 from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
@@ -70,13 +71,13 @@ class Evaluation:
 
     def __call__(self, clock: Clock, ema_state: Mapping[str, Tensor]) -> None:
         job, spec, name = self._job, self._job.evaluation, kimg_name(clock.nimg)
-        for network in self._sampler.sampled_networks:
-            prefix = f"{network}."
-            own = {k.removeprefix(prefix): v for k, v in ema_state.items() if k.startswith(prefix)}
-            self._sampler.networks()[network].load_state_dict(own)
+        fill_networks(self._sampler, ema_state)
+        if job.ema.batch_norm == "recomputed":
+            counts = self._info.class_counts
+            recompute_batch_norm(self._sampler, counts, seed=job.seed, device=self._workers.device)
         info = replace(self._info, nimg=clock.nimg)
         if self._workers.is_first:
-            info = save_snapshot(self._run.path / "snapshots" / name, dict(ema_state), info)
+            info = save_snapshot(self._run.path / "snapshots" / name, sampled_state(self._sampler), info)
         records = evaluate_system(
             self._sampler,
             info,
@@ -191,7 +192,8 @@ def _train(run: RunDirectory) -> None:
             system=job.system.name,
             config=system.config.model_dump(mode="json"),
             nimg=0,
-            ema=job.ema.model_dump(include={"half_life_kimg", "rampup"}),
+            ema=job.ema.model_dump(include={"half_life_kimg", "rampup"})
+            | ({"batch_norm": "recomputed"} if job.ema.batch_norm == "recomputed" else {}),
             seed=job.seed,
             data_hash=dataset.manifest.hash,
             class_names=list(dataset.manifest.classes),

@@ -102,6 +102,8 @@ class EmaSpec(_Section):
     """Images after which an old weight counts half."""
     rampup: Annotated[float, Field(gt=0, le=1)] | None = 0.05
     """Early in a run the half-life is at most this share of the images seen; unset for none."""
+    batch_norm: Literal["copied", "recomputed"] = "copied"
+    """BatchNorm statistics of snapshots: those of training, or those of 64 passes with the averaged weights."""
     profiles: tuple[Annotated[float, Field(ge=0.01, le=0.28)], ...] = ()
     """Relative widths of power-function averages to store, such as [0.05, 0.1], for `bessemer ema reconstruct`."""
     store_every_kimg: PositiveKimg = 50.0

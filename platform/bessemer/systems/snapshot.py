@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ from bessemer.systems.registry import get
 
 __all__ = [
     "SnapshotInfo",
+    "fill_networks",
     "is_snapshot",
     "load_snapshot",
     "newest_snapshot",
     "read_snapshot_info",
+    "sampled_state",
     "save_snapshot",
     "snapshot_dirs",
+    "system_of",
     "verified_weights",
 ]
 
@@ -46,7 +50,7 @@ class SnapshotInfo:
     """The whole system configuration, so that nothing else is needed to rebuild the networks."""
     nimg: int
     ema: dict[str, Any]
-    """EMA profile: `half_life_kimg` and `rampup`, or `sigma_rel`."""
+    """EMA profile: `half_life_kimg` and `rampup`, or `sigma_rel`; and `batch_norm` unless it was copied."""
     seed: int
     data_hash: str
     class_names: list[str]
@@ -124,15 +128,31 @@ def load_snapshot(directory: Path, device: str = "cpu") -> tuple[System, Snapsho
     """
     info = read_snapshot_info(directory)
     weights = verified_weights(directory, info)
+    return system_of(info, load_file(weights, device=device), device), info
+
+
+def system_of(info: SnapshotInfo, tensors: Mapping[str, Tensor], device: str = "cpu") -> System:
+    """The system that `info` describes, its sampled networks filled from `tensors` and in eval mode."""
     cls = get(info.system)
     system = cls(cls.Config.model_validate(info.config))
-    tensors = load_file(weights, device=device)
+    fill_networks(system, tensors)
     for name in system.sampled_networks:
-        network = system.networks()[name].to(device)
+        system.networks()[name].to(device).eval()
+    return system
+
+
+def fill_networks(system: System, tensors: Mapping[str, Tensor]) -> None:
+    """Load ``<network>.<key>`` -> tensor into the networks that sampling needs."""
+    for name in system.sampled_networks:
         prefix = f"{name}."
-        network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        network.eval()
-    return system, info
+        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        system.networks()[name].load_state_dict(own)
+
+
+def sampled_state(system: System) -> dict[str, Tensor]:
+    """``<network>.<key>`` -> parameters and buffers of the networks that sampling needs, live."""
+    networks = system.networks()
+    return {f"{n}.{k}": t for n in system.sampled_networks for k, t in networks[n].state_dict().items()}
 
 
 def snapshot_dirs(run: Path) -> list[Path]:
