@@ -124,6 +124,23 @@ def test_a_profile_is_listed_once() -> None:
     assert "ema.profiles: 0.1 is listed 2 times" in broken(ema={"profiles": [0.1, 0.05, 0.1]})
 
 
+def test_the_best_checkpoint_needs_its_metric_at_the_same_moments() -> None:
+    evaluation = {"metrics": ["kid_efflite0"], "every_kimg": 20}
+    for every in (5, 10, 20, 60):
+        job(checkpoint={"keep_best": "kid_efflite0", "every_kimg": every}, evaluation=evaluation)
+    text = broken(checkpoint={"keep_best": "kid_efflite0", "every_kimg": 30}, evaluation=evaluation)
+    assert "checkpoint.keep_best" in text
+    assert "make one a multiple of the other" in text
+    text = broken(checkpoint={"keep_best": "fid", "every_kimg": 10}, evaluation=evaluation)
+    assert "checkpoint.keep_best: 'fid' is not among evaluation.metrics (kid_efflite0)" in text
+
+
+def test_keeping_every_checkpoint_is_no_policy() -> None:
+    job(checkpoint={"every_kimg": 10, "keep_every_kimg": 10})
+    text = broken(checkpoint={"every_kimg": 10, "keep_every_kimg": 5})
+    assert "checkpoint.keep_every_kimg: 5 is less than checkpoint.every_kimg 10" in text
+
+
 def test_all_broken_rules_are_reported_together() -> None:
     text = broken(training={"slice_size": 12}, evaluation={"metrics": ["kid"], "every_kimg": 0.001})
     fields = [re.findall(r"[a-z]+\.[a-z_]+(?=:)", line)[0] for line in text.splitlines()]

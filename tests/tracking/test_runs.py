@@ -49,6 +49,15 @@ def test_states(make_run: Any) -> None:
     assert _state(run.path) == "finished"
 
 
+def test_a_run_that_was_told_to_stop_is_stopped_until_it_goes_on(make_run: Any) -> None:
+    run = make_run()
+    run.event("started", 0)
+    run.event("preempted", 100)
+    assert _state(run.path) == "stopped"
+    run.event("resumed", 100)
+    assert _state(run.path) == "running"
+
+
 def test_old_journal_without_lock_is_stopped(make_run: Any) -> None:
     run = make_run()
     (run.path / "journal.jsonl").write_text('{"kind":"event","nimg":0,"time":1.7e9,"event":"started"}\n')

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from bessemer.errors import CheckpointError
-from bessemer.training.checkpoint import CheckpointStore, Identity, kimg_name, verify_checkpoint
+from bessemer.spec.job import CheckpointSpec
+from bessemer.training.checkpoint import CheckpointStore, Identity
+from bessemer.training.checkpoint_files import kimg_name, verify_checkpoint
 from bessemer.training.distributed import Workers
 
 
@@ -106,7 +108,7 @@ def test_verify_names_the_damage(tmp_path: Path, damage: object, message: str) -
     damage(bad)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=message):
         verify_checkpoint(bad)
-    found, skipped = CheckpointStore(tmp_path, 2, ALONE).find()
+    found, skipped = CheckpointStore(tmp_path, CheckpointSpec(), ALONE).find()
     assert found == good
     assert message in skipped[0]
 
@@ -114,8 +116,8 @@ def test_verify_names_the_damage(tmp_path: Path, damage: object, message: str) -
 def test_unfinished_checkpoints_are_not_seen(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / ".kimg-000000.005.deadbeef")
     (tmp_path / "kimg-000000.006").mkdir()
-    assert CheckpointStore(tmp_path, 2, ALONE).complete() == []
-    assert CheckpointStore(tmp_path, 2, ALONE).find() == (None, [])
+    assert CheckpointStore(tmp_path, CheckpointSpec(), ALONE).complete() == []
+    assert CheckpointStore(tmp_path, CheckpointSpec(), ALONE).find() == (None, [])
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:

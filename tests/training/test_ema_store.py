@@ -20,7 +20,7 @@ from bessemer.spec.load import dump_job
 from bessemer.systems.contract import System
 from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo, load_snapshot, save_snapshot
-from bessemer.training.checkpoint import kimg_name
+from bessemer.training.checkpoint_files import kimg_name
 from bessemer.training.ema_store import reconstruct
 from bessemer.training.power_function import exponent
 

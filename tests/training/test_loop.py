@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bessemer.training.checkpoint import kimg_name
+from bessemer.training.checkpoint_files import kimg_name
 from bessemer.training.loop import crossed, owned_slices
 from bessemer.training.rng import derive_seed, generator
 

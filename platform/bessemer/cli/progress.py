@@ -114,6 +114,7 @@ class _Display:
             "resumed": lambda: f"from {record.get('checkpoint') or 'the beginning'}",
             "workers_lost": lambda: "; ".join(f"worker {k}: {v}" for k, v in (record.get("reasons") or {}).items()),
             "checkpoint_skipped": lambda: str(record.get("reason")),
+            "checkpoint_failed": lambda: str(record.get("reason")),
         }.get(str(name), lambda: "")()
         self._say(f"{kimg:8.1f} kimg  {name} {more}".rstrip())
 

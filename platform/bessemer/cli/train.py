@@ -34,7 +34,8 @@ def train(
     """Train a job: check it, start its workers on Ray, and follow it to its end.
 
     Everything about the run lands in its directory: job, journal, checkpoints, snapshots, sample grids, report.
-    Ctrl-C stops it; `bessemer resume RUN` goes on from the last checkpoint.
+    Ctrl-C stops it; `bessemer resume RUN` goes on from the last checkpoint. After SIGTERM the workers write one
+    first, and the exit code is 75.
     """
     from bessemer.orchestration.preflight import preflight, with_absolute_paths
     from bessemer.orchestration.run_directory import RunDirectory
@@ -61,7 +62,8 @@ def resume(run: RunArgument) -> None:
 def train_run(run: RunDirectory) -> None:
     """Train `run` to its end with a progress display, and say where its results are."""
     from bessemer.cli.progress import follow_run
-    from bessemer.orchestration.launch import launch
+    from bessemer.orchestration.launch import Stopped, launch
+    from bessemer.training.stopping import EXIT_STOPPED
 
     typer.echo(f"run {run.path}", err=True)
     try:
@@ -69,4 +71,7 @@ def train_run(run: RunDirectory) -> None:
     except KeyboardInterrupt:
         typer.echo(f"stopped; go on with: bessemer resume {run.path}", err=True)
         raise typer.Exit(130) from None
+    except Stopped:
+        typer.echo(f"stopped by SIGTERM; go on with: bessemer resume {run.path}", err=True)
+        raise typer.Exit(EXIT_STOPPED) from None
     typer.echo(f"finished: {run.path}\nreport:   {run.path / 'report.html'}", err=True)

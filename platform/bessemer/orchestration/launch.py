@@ -6,7 +6,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +19,11 @@ from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec, ResourcesSpec
 from bessemer.tracking.journal import read_journal
 
-__all__ = ["launch"]
+__all__ = ["Stopped", "launch"]
+
+
+class Stopped(Exception):  # noqa: N818  # nothing went wrong
+    """The run was asked to stop before its end, has written a checkpoint, and can be resumed."""
 
 
 @contextmanager
@@ -82,20 +88,28 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
 
     Raises:
         RunError: the run is being trained by another process, or has ended already.
+        Stopped: this process got SIGTERM; the workers have written a checkpoint.
         BessemerError: what stopped the run.
     """
     job = run.job()
     with run.locked():
-        if any(r.get("event") == "finished" for r in read_journal(run.path / "journal.jsonl") if r["kind"] == "event"):
+        if _has_finished(run):
             raise RunError(f"{run.path}: has finished already; `bessemer report {run.path}` shows it.")
         run.clear_error()
+        run.clear_stop()
         run.journal.write("event", 0, event="started", workers=job.resources.workers, job=job.name)
         status = "FAILED"
         mirror = _start_mirror(run, job)
         try:
-            with follow(run) if follow else nullcontext(), _ray(job.resources):
+            with follow(run) if follow else nullcontext(), _ray(job.resources), _sigterm_stops(run):
                 _fit(run, job)
+            if not _has_finished(run):
+                raise Stopped
             status = "FINISHED"
+        except Stopped:
+            status = "KILLED"
+            run.journal.write("event", _newest_nimg(run), event="stopped", reason="SIGTERM")
+            raise
         except KeyboardInterrupt:
             status = "KILLED"
             run.journal.write("event", _newest_nimg(run), event="stopped", reason="interrupted")
@@ -107,6 +121,23 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
             _write_report(run)
             if mirror is not None:
                 mirror.stop(status)
+
+
+def _has_finished(run: RunDirectory) -> bool:
+    return any(r.get("event") == "finished" for r in read_journal(run.path / "journal.jsonl") if r["kind"] == "event")
+
+
+@contextmanager
+def _sigterm_stops(run: RunDirectory) -> Iterator[None]:
+    """Pass SIGTERM on to the workers meanwhile. Ray's own handler, which is replaced, would end this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: run.request_stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def _fit(run: RunDirectory, job: JobSpec) -> None:

@@ -187,6 +187,19 @@ class RunDirectory:
     def clear_error(self) -> None:
         self._error_file.unlink(missing_ok=True)
 
+    # Workers on other machines cannot be signalled; they all see this file.
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / ".stop"
+
+    def request_stop(self) -> None:
+        """Ask the workers to write a checkpoint and stop, wherever they are."""
+        self.stop_file.touch()
+
+    def clear_stop(self) -> None:
+        self.stop_file.unlink(missing_ok=True)
+
 
 def _installed(package: str) -> bool:
     try:

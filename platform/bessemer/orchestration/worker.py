@@ -33,13 +33,17 @@ from bessemer.systems.contract import Clock, System
 from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo, fill_networks, sampled_state, save_snapshot
 from bessemer.tracking.journal import read_journal
-from bessemer.training.checkpoint import CheckpointStore, Identity, kimg_name
+from bessemer.tracking.runs import evaluation_curves, load_run
+from bessemer.training.checkpoint import CheckpointStore, Identity
+from bessemer.training.checkpoint_files import kimg_name
 from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import build_engines
 from bessemer.training.loop import Trainer, owned_slices
+from bessemer.training.peers import watch_peers
 from bessemer.training.rng import generator
+from bessemer.training.stopping import EXIT_STOPPED, StopRequest
 
 __all__ = ["Evaluation", "run_worker"]
 
@@ -138,26 +142,32 @@ def check_job(job: JobSpec) -> System:
     return system
 
 
-def run_worker(run_path: Path) -> None:
+def run_worker(run_path: Path) -> bool:
     """Train the run as one of the workers that the environment describes, from its newest checkpoint to its end.
 
     A mistake that a person must fix is left in the run directory before it is raised, so that nobody tries again.
+
+    Returns:
+        False if the workers were asked to stop before the end, by SIGTERM or by :meth:`RunDirectory.request_stop`.
+        They have written a checkpoint then.
     """
     run = RunDirectory.open(run_path)
     if run.error() is not None:
-        return
+        return True
     try:
-        _train(run)
+        return _train(run)
     except BessemerError as e:
         run.leave_error(e)
         raise
 
 
-def _train(run: RunDirectory) -> None:
+def _train(run: RunDirectory) -> bool:
     job = run.job()
+    stop = StopRequest(run.stop_file)
+    stop.listen()
     torch.set_num_threads(job.training.threads_per_worker)
     torch.backends.cudnn.deterministic = True
-    with join_workers() as workers, ShardedDataset.open(job.data.path) as dataset:
+    with join_workers() as workers, watch_peers(workers), ShardedDataset.open(job.data.path) as dataset:
         _log_to_file(run, workers.rank)
         if job.slices % workers.size:
             raise SpecError(
@@ -217,21 +227,32 @@ def _train(run: RunDirectory) -> None:
             engines,
             emas,
             stream,
-            CheckpointStore(run.checkpoints, job.checkpoint.keep_last, workers),
+            CheckpointStore(run.checkpoints, job.checkpoint, workers, lambda: _scores(run, job.checkpoint.keep_best)),
             identity,
             workers,
             write,
             Evaluation(run, job, system, dataset, workers, write, info),
             EmaStore(run.path / "ema", job.ema.profiles, info, workers) if job.ema.profiles else None,
+            stop,
         )
         try:
             begun = any(r["kind"] != "event" for r in read_journal(journal.path))
             if not trainer.resume() and begun:
                 write("event", 0, event="resumed", checkpoint=None, workers=workers.size)
-            trainer.run()
-            write("event", trainer.clock.nimg, event="finished", workers=workers.size)
+            finished = trainer.run()
+            if finished:
+                write("event", trainer.clock.nimg, event="finished", workers=workers.size)
+            return finished
         finally:
             stream.close()
+
+
+def _scores(run: RunDirectory, metric: str | None) -> dict[int, float]:
+    """Images seen -> value of a metric so far, by the run's own protocol; lower is better."""
+    if metric is None:
+        return {}
+    curve = next((c for c in evaluation_curves(load_run(run.path)) if c.metric == metric), None)
+    return {point.nimg: point.value for point in curve.points} if curve else {}
 
 
 def _log_to_file(run: RunDirectory, rank: int) -> None:
@@ -246,7 +267,10 @@ def _log_to_file(run: RunDirectory, rank: int) -> None:
 
 
 def main() -> int:
-    """Entry point for torchrun; returns the exit code, 2 after a mistake that a person must fix."""
+    """Entry point for torchrun; returns the exit code.
+
+    0 at the end of the run, 2 after a mistake that a person must fix, 75 when SIGTERM stopped it: start it again.
+    """
     parser = argparse.ArgumentParser(description="Train as one worker under torchrun, without Ray and MLflow.")
     parser.add_argument("job", type=Path, help="job file; ignored when the run directory exists already")
     parser.add_argument("--run-dir", type=Path, required=True, help="directory of the run; resumed if it exists")
@@ -264,13 +288,13 @@ def main() -> int:
             run = RunDirectory.open(options.run_dir)
             if workers.is_first:
                 run.clear_error()
+                run.clear_stop()
             workers.barrier()
-            run_worker(run.path)
+            return 0 if run_worker(run.path) else EXIT_STOPPED
     except BessemerError as e:
         if rank == 0:
             print(f"error: {e}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -115,8 +115,14 @@ class CheckpointSpec(_Section):
 
     every_kimg: PositiveKimg = 50.0
     """Distance between two checkpoints."""
+    background: bool = True
+    """Write the files while training goes on; takes host memory for one copy of the state."""
     keep_last: Annotated[int, Field(ge=1)] = 2
-    """Complete checkpoints that are kept; older ones are deleted."""
+    """Newest checkpoints that are kept; older ones are deleted unless another rule keeps them."""
+    keep_every_kimg: PositiveKimg | None = None
+    """Keep the first checkpoint of each stretch of this length for ever; none when unset."""
+    keep_best: str | None = None
+    """Metric of the evaluation, such as `kid_efflite0`, whose best checkpoint is kept too; none when unset."""
 
 
 class EvaluationSpec(_Section):

@@ -24,7 +24,8 @@ def check_job(job: JobSpec) -> None:
     Raises:
         ValueError: one line per broken rule, each as ``field.path: value, rule, fix``.
     """
-    broken = [*_batch_rules(job), *_length_rules(job), *_ema_rules(job), *_optimizer_rules(job), *_metric_rules(job)]
+    rules = (_batch_rules, _length_rules, _ema_rules, _optimizer_rules, _metric_rules, _keep_rules)
+    broken = [line for rule in rules for line in rule(job)]
     if broken:
         raise ValueError("\n".join(broken))
 
@@ -119,3 +120,27 @@ def _metric_rules(job: JobSpec) -> Iterator[str]:
             )
     for metric in sorted({m for m in metrics if metrics.count(m) > 1}):
         yield f"evaluation.metrics: {metric!r} is listed {metrics.count(metric)} times; list it once."
+
+
+def _keep_rules(job: JobSpec) -> Iterator[str]:
+    keep, metric = job.checkpoint, job.checkpoint.keep_best
+    if keep.keep_every_kimg is not None and keep.keep_every_kimg < keep.every_kimg:
+        yield (
+            f"checkpoint.keep_every_kimg: {keep.keep_every_kimg:g} is less than checkpoint.every_kimg "
+            f"{keep.every_kimg:g}, so that every checkpoint would be kept; set it to a multiple of that."
+        )
+    if metric is None:
+        return
+    if metric not in job.evaluation.metrics:
+        known = ", ".join(job.evaluation.metrics) or "none"
+        yield (
+            f"checkpoint.keep_best: {metric!r} is not among evaluation.metrics ({known}); "
+            "name one of them, or add it there."
+        )
+    short, long = sorted((keep.every_kimg, job.evaluation.every_kimg))
+    if abs(long / short - round(long / short)) > 1e-9:
+        yield (
+            f"checkpoint.keep_best: checkpoints come every {keep.every_kimg:g} kimg (checkpoint.every_kimg) and "
+            f"evaluations every {job.evaluation.every_kimg:g} (evaluation.every_kimg), which rarely meet; "
+            "make one a multiple of the other."
+        )

@@ -37,7 +37,12 @@ __all__ = [
 
 RunState = Literal["running", "finished", "failed", "stopped", "broken"]
 
-_ENDS: dict[str, RunState] = {"finished": "finished", "failed": "failed", "stopped": "stopped"}
+_ENDS: dict[str, RunState] = {
+    "finished": "finished",
+    "failed": "failed",
+    "stopped": "stopped",
+    "preempted": "stopped",  # what the workers write; without a driver it is the last word
+}
 _BEGINS = frozenset({"started", "resumed", "restarted"})
 _CLOCK_EVENTS = frozenset({"started", "resumed", "checkpoint", "finished"})
 _SILENCE = 900.0  # seconds without a record after which a run whose directory has no lock counts as stopped

@@ -1,52 +1,48 @@
-"""Checkpoints: every worker writes its own fragments; a manifest with checksums is written last.
+"""Checkpoints: every worker writes its own fragments, in the background; a manifest with checksums is written last.
 
-::
-
-    checkpoints/kimg-000012.800/
-        rank-00000.safetensors   fragments of weights, optimizer state and averages, by "<network>/<kind>/<name>"
-        shared.safetensors       buffers, which are equal on all workers
-        state.json               image clock, system state, optimizer step counts, where each fragment lies
-        manifest.json            bytes and sha256 of each file; written last
-
-The directory is filled under a hidden name and renamed when it is complete, so what is visible is whole. Because
-fragments say where they lie, a checkpoint restores on any number of workers and at any of the stages 0, 1, 2.
+:mod:`bessemer.training.checkpoint_files` says what lies on the disk, and :mod:`bessemer.training.saving` how it gets
+there. The store below is the only thing that the loop sees.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import uuid
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bessemer.errors import CheckpointError
+from bessemer.spec.job import CheckpointSpec
 from bessemer.systems.contract import Clock
+from bessemer.training.checkpoint_files import (
+    SHARED,
+    complete_checkpoints,
+    damage,
+    delete_checkpoint,
+    delete_stale,
+    hidden_name,
+    kimg_name,
+    read_state,
+)
 from bessemer.training.distributed import Workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.engine import NetworkEngine
 from bessemer.training.fragments import Fragment
+from bessemer.training.host_copy import HostCopy
+from bessemer.training.pulse import Pulse
+from bessemer.training.retention import expendable
+from bessemer.training.saving import SaveReport, Saving, reason
 
-__all__ = ["CheckpointStore", "Identity", "kimg_name", "verify_checkpoint"]
+__all__ = ["CheckpointStore", "Identity", "StoredFragments"]
 
-_MANIFEST = "manifest.json"
-_STATE = "state.json"
-_SHARED = "shared.safetensors"
-_FORMAT = 1
-
-
-def kimg_name(nimg: int) -> str:
-    """Directory and file stem of a moment on the image clock: ``kimg-000012.800``. Sorts by time."""
-    return f"kimg-{nimg / 1000:010.3f}"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,49 +66,7 @@ class Identity:
                 )
 
 
-def _sha256(path: Path) -> str:
-    h = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 22):
-            h.update(block)
-    return h.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Force a file or directory to the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def verify_checkpoint(path: Path) -> None:
-    """Check every byte of a checkpoint against its manifest.
-
-    Raises:
-        CheckpointError: something is missing or damaged; the message names it.
-    """
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        files: dict[str, dict[str, Any]] = dict(manifest["files"])
-        if manifest["format"] != _FORMAT:
-            raise CheckpointError(f"{path}: format {manifest['format']} is not known to this version ({_FORMAT}).")
-        for name, expected in files.items():
-            file = path / name
-            if not file.is_file():
-                raise CheckpointError(f"{file}: is missing.")
-            if file.stat().st_size != expected["bytes"]:
-                raise CheckpointError(
-                    f"{file}: has {file.stat().st_size} bytes, the manifest says {expected['bytes']}."
-                )
-            if _sha256(file) != expected["sha256"]:
-                raise CheckpointError(f"{file}: sha256 differs from the manifest.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"{path / _MANIFEST}: cannot be read ({e!r}).") from None
-
-
-class _Fragments:
+class StoredFragments:
     """Reads parts of tensors from the fragment files of all workers that wrote a checkpoint."""
 
     def __init__(self, path: Path, layout: Mapping[str, list[list[Any]]]) -> None:
@@ -137,14 +91,34 @@ class _Fragments:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. All methods but :meth:`complete` are collective."""
+    """The checkpoints of one run. All methods but :meth:`complete` and :meth:`reports` are collective.
 
-    def __init__(self, root: Path, keep_last: int, workers: Workers) -> None:
-        self.root, self._keep_last, self._workers = root, keep_last, workers
+    Args:
+        root: directory of the checkpoints.
+        spec: which are kept, and whether files are written in the background.
+        workers: the group.
+        scores: images seen -> value of the metric `keep_best`, lower is better; asked on the first worker.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        spec: CheckpointSpec,
+        workers: Workers,
+        scores: Callable[[], Mapping[int, float]] = dict,
+    ) -> None:
+        self.root, self._spec, self._workers, self._scores = root, spec, workers, scores
+        self._share, self._shared = HostCopy(), HostCopy()
+        self._pulse = Pulse(workers)
+        self._saving: Saving | None = None
+        self._spoke_of: Saving | None = None
+        """What the last beat of the pulse was about: it arrives one iteration later."""
+        self._reports: list[SaveReport] = []
+        self._damaged: set[Path] = set()
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(p for p in self.root.glob("kimg-*") if (p / _MANIFEST).is_file())
+        return complete_checkpoints(self.root)
 
     def save(
         self,
@@ -153,39 +127,29 @@ class CheckpointStore:
         engines: Mapping[str, NetworkEngine],
         emas: Mapping[str, ShardedEma],
         system_state: Mapping[str, Any],
-    ) -> Path:
-        """Write a checkpoint and delete the oldest ones beyond `keep_last`."""
-        final = self.root / kimg_name(clock.nimg)
-        aside = Path(self._workers.from_first(str(self.root / f".{final.name}.{uuid.uuid4().hex[:8]}")))
-        if self._workers.is_first:
-            self.root.mkdir(parents=True, exist_ok=True)
-            for stale in self.root.glob(".kimg-*"):  # left by a run that was killed while saving
-                shutil.rmtree(stale, ignore_errors=True)
-            aside.mkdir()
-        self._workers.barrier()
+    ) -> None:
+        """Begin to write a checkpoint: return when the state has been copied, and may change again.
 
-        file = f"rank-{self._workers.rank:05d}.safetensors"
+        Waits for the checkpoint before, if that is still being written. How saving ended, :meth:`reports` tells.
+        """
+        self.finish()
+        began = time.monotonic()
+        final = self.root / kimg_name(clock.nimg)
+        aside, error = self._workers.from_first(self._make_aside(final) if self._workers.is_first else None)
+        if error is not None:
+            if self._workers.is_first:
+                self._reports.append(SaveReport(final.name, error, time.monotonic() - began, 0.0))
+            return
         tensors: dict[str, Tensor] = {}
         layout: dict[str, tuple[int, int]] = {}
         for key, fragment in self._keyed_fragments(engines, emas):
             if fragment.data.numel():
-                tensors[key] = fragment.data.detach().cpu().clone()
+                tensors[key] = fragment.data
                 layout[key] = (fragment.start, fragment.data.numel())
-        # save_file writes no empty file that safe_open accepts, so even an idle worker stores something
-        save_file(tensors or {"empty": torch.zeros(1)}, aside / file)
-        _sync(aside / file)
-        written = {file: {"bytes": (aside / file).stat().st_size, "sha256": _sha256(aside / file)}}
-        shares = self._workers.gather((file, layout, written))
-
+        self._share.take(tensors)
+        state = None
         if self._workers.is_first:
-            buffers = {f"{n}.{k}": b for n, e in engines.items() for k, b in e.buffers().items()}
-            save_file(
-                {k: b.detach().cpu().clone() for k, b in buffers.items()} or {"empty": torch.zeros(1)}, aside / _SHARED
-            )
-            where: dict[str, list[tuple[str, str, int, int]]] = {}
-            for name, keys, _ in shares:
-                for key, (start, numel) in keys.items():
-                    where.setdefault(key, []).append((name, key, start, numel))
+            self._shared.take({f"{n}.{k}": b for n, e in engines.items() for k, b in e.buffers().items()})
             state = {
                 "nimg": clock.nimg,
                 "iteration": clock.iteration,
@@ -195,26 +159,88 @@ class CheckpointStore:
                 "state_keys": {n: sorted(e.state_fragments()) for n, e in engines.items()},
                 "workers": self._workers.size,
                 "zero_stage": {n: e.zero_stage for n, e in engines.items()},
-                "fragments": where,
             }
-            (aside / _STATE).write_text(json.dumps(state))
-            files = {k: v for _, _, share in shares for k, v in share.items()}
-            for name in (_SHARED, _STATE):
-                _sync(aside / name)
-                files[name] = {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
-            (aside / _MANIFEST).write_text(
-                json.dumps({"format": _FORMAT, "nimg": clock.nimg, "files": files}, indent=1)
-            )
-            _sync(aside / _MANIFEST)
-            _sync(aside)
-            if final.exists():
-                shutil.rmtree(final)
-            aside.rename(final)
-            _sync(self.root)
-            for old in self.complete()[: -self._keep_last]:
-                shutil.rmtree(old, ignore_errors=True)
-        self._workers.barrier()
-        return final
+        self._saving = Saving(
+            final,
+            aside,
+            self._workers.rank,
+            self._workers.size,
+            self._share,
+            layout,
+            self._shared if self._workers.is_first else None,
+            state,
+            time.monotonic() - began,
+        )
+        if not self._spec.background:
+            self.finish()
+
+    def _make_aside(self, final: Path) -> tuple[Path, str | None]:
+        """The directory to fill, and why it cannot be made."""
+        aside = hidden_name(final)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            delete_stale(self.root)
+            aside.mkdir()
+        except OSError as e:
+            return aside, reason(e)
+        return aside, None
+
+    def advance(self, stop: bool = False) -> bool:
+        """Move the checkpoint being written on; once per iteration.
+
+        Args:
+            stop: whether this worker was asked to stop.
+
+        Returns:
+            Whether any worker was, as of the last call: the same answer on all workers.
+        """
+        spoke_of, self._spoke_of = self._spoke_of, self._saving
+        saving = self._saving
+        flags = (False, False) if saving is None else (saving.is_durable, saving.has_failed)
+        stops, durable, failed = self._pulse.beat(stop, *flags)
+        if self._workers.size == 1:
+            spoke_of = saving
+        if saving is not None and spoke_of is saving:
+            if failed:
+                self.finish()
+            elif self._workers.is_first and durable == self._workers.size:
+                saving.commit(self._retain)
+        return stops > 0
+
+    def finish(self) -> None:
+        """Wait until the checkpoint being written is complete, or has failed on all workers alike."""
+        saving = self._saving
+        if saving is None:
+            return
+        errors = [e for e in self._workers.gather(saving.share_written()) if e is not None]
+        if not errors and self._workers.is_first:
+            saving.commit(self._retain)
+            error = saving.committed()
+            errors = [] if error is None else [error]
+        errors = self._workers.from_first(errors)
+        if self._workers.is_first:
+            self._reports += saving.report("; ".join(errors) or None)
+        self._saving = None
+
+    def reports(self) -> list[SaveReport]:
+        """How saving ended since the last call, on the first worker. Not collective."""
+        if self._saving is not None and self._saving.is_over:
+            self._reports += self._saving.report(self._saving.committed())
+        done, self._reports = self._reports, []
+        return done
+
+    def _retain(self, newest: Path) -> None:
+        """Delete checkpoints that no policy wants. A failure here takes nothing from the one just written."""
+        try:
+            self._damaged.discard(newest)
+            sound = [p for p in self.complete() if p == newest or self._is_sound(p)]
+            for old in expendable(sound, newest, self._spec, self._scores()):
+                delete_checkpoint(old)
+        except Exception:
+            _log.exception("old checkpoints could not be deleted")
+
+    def _is_sound(self, path: Path) -> bool:
+        return path not in self._damaged and damage(path, content=False) is None
 
     @staticmethod
     def _keyed_fragments(
@@ -230,17 +256,17 @@ class CheckpointStore:
 
     def find(self) -> tuple[Path | None, list[str]]:
         """The newest undamaged checkpoint, and why newer ones were skipped."""
+        self.finish()
         found: tuple[Path | None, list[str]] = (None, [])
         if self._workers.is_first:
-            skipped = []
+            skipped: list[str] = []
             for path in reversed(self.complete()):
-                try:
-                    verify_checkpoint(path)
-                except CheckpointError as e:
-                    skipped.append(str(e))
-                else:
+                wrong = damage(path)
+                if wrong is None:
                     found = (path, skipped)
                     break
+                self._damaged.add(path)
+                skipped.append(wrong)
             else:
                 found = (None, skipped)
         result: tuple[Path | None, list[str]] = self._workers.from_first(found)
@@ -262,10 +288,10 @@ class CheckpointStore:
         Raises:
             CheckpointError: the checkpoint is of another run, or lacks something.
         """
-        state = json.loads((path / _STATE).read_text())
+        state = read_state(path)
         identity.check(state["identity"], path)
-        stored = _Fragments(path, state["fragments"])
-        shared = load_file(path / _SHARED)
+        stored = StoredFragments(path, state["fragments"])
+        shared = load_file(path / SHARED)
         for network, engine in engines.items():
             engine.allocate_state(state["state_keys"][network], state["optimizer_steps"][network])
             # ZeRO 0 replicates: every worker needs all of the weights, not only its share.

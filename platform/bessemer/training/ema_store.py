@@ -26,7 +26,7 @@ from bessemer.errors import CheckpointError
 from bessemer.systems.contract import Clock
 from bessemer.systems.registry import get
 from bessemer.systems.snapshot import SnapshotInfo, is_snapshot, read_snapshot_info, save_snapshot, verified_weights
-from bessemer.training.checkpoint import kimg_name
+from bessemer.training.checkpoint_files import kimg_name
 from bessemer.training.distributed import Workers
 from bessemer.training.ema import ShardedEma, profile_kind
 from bessemer.training.power_function import Combination, Profiles, combine, exponent

@@ -92,11 +92,14 @@ class Trainer:
         write: WriteRecord,
         evaluate: Evaluate,
         profiles: EmaStore | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.job, self.system, self.engines, self.emas = job, system, engines, emas
         self.stream, self.checkpoints, self.identity = stream, checkpoints, identity
         self.workers, self.write, self.evaluate, self.profiles = workers, write, evaluate, profiles
+        self.stop_requested = stop_requested
         self.clock = Clock(nimg=0, iteration=0)
+        self._saved_at: int | None = None
         self.slices = owned_slices(job.slices, workers.rank, workers.size)
         self.meter = StepMeter(workers.device, job.training.precision)
         self._averages = _Averages(workers)
@@ -115,8 +118,11 @@ class Trainer:
             self.write("event", self.clock.nimg, event="resumed", checkpoint=path.name, workers=self.workers.size)
         return path is not None
 
-    def run(self) -> None:
-        """Train until the image clock reaches the job's end. Collective.
+    def run(self) -> bool:
+        """Train until the image clock reaches the job's end, or a worker is asked to stop. Collective.
+
+        Returns:
+            Whether the end was reached. If not, there is a checkpoint of where it stopped.
 
         Raises:
             TrainingError: a loss is not finite.
@@ -141,6 +147,12 @@ class Trainer:
                 self._evaluate()
             if last or crossed(job.checkpoint.every_kimg, before.nimg, now):
                 self._save()
+            if self.checkpoints.advance(self.stop_requested()) and not last:
+                return self._preempted()
+            self._report_saves()
+        self.checkpoints.finish()
+        self._report_saves()
+        return True
 
     def _iteration(self) -> None:
         """All due updates once, then the averages, then the clock."""
@@ -219,6 +231,25 @@ class Trainer:
         self._logged_at = (moment + time.monotonic() - then, nimg)  # throughput is of training alone
 
     def _save(self) -> None:
+        """Copy the state; it is written while training goes on."""
         state: dict[str, Any] = self.system.state_dict()
-        path = self.checkpoints.save(self.clock, self.identity, self.engines, self.emas, state)
-        self.write("event", self.clock.nimg, event="checkpoint", path=path.name)
+        self.checkpoints.save(self.clock, self.identity, self.engines, self.emas, state)
+        self._saved_at = self.clock.nimg
+
+    def _report_saves(self) -> None:
+        """Write to the journal which checkpoints became complete since the last call, and which could not."""
+        for done in self.checkpoints.reports():
+            how = {"path": done.name, "stall_s": round(done.stall, 4), "seconds": round(done.seconds, 4)}
+            if done.error is None:
+                self.write("event", self.clock.nimg, event="checkpoint", **how)
+            else:
+                self.write("event", self.clock.nimg, event="checkpoint_failed", reason=done.error, **how)
+
+    def _preempted(self) -> bool:
+        """Write a checkpoint of this moment, wait for it, and say so. Not the end of the run."""
+        if self._saved_at != self.clock.nimg:
+            self._save()
+        self.checkpoints.finish()
+        self._report_saves()
+        self.write("event", self.clock.nimg, event="preempted", workers=self.workers.size)
+        return False

@@ -160,7 +160,7 @@ def make_trainer(job: JobSpec, root: Path, workers: Workers) -> Trainer:
     emas = {"generator": ShardedEma(engines["generator"], job.ema, workers)}
     identity = Identity("tiny-gan", {"resolution": 2}, SEED, BATCH, SLICE, "none")
     stream = FixedStream(owned_slices(job.slices, workers.rank, workers.size))
-    store = CheckpointStore(root / "checkpoints", job.checkpoint.keep_last, workers)
+    store = CheckpointStore(root / "checkpoints", job.checkpoint, workers)
     root.mkdir(parents=True, exist_ok=True)
     write = Journal(root / "journal.jsonl").write if workers.is_first else (lambda *a, **k: None)
     info = SnapshotInfo("tiny-gan", {"resolution": 2}, 0, {}, SEED, "none", [], [])

@@ -1,0 +1,50 @@
+"""Being asked to stop: by a signal to this process, or by the driver through a file that all workers can see.
+
+A cluster that takes a machine back sends SIGTERM and some time later SIGKILL. Between the two, the workers finish
+their iteration, agree to stop, and write a checkpoint.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+__all__ = ["EXIT_STOPPED", "StopRequest"]
+
+EXIT_STOPPED = 75
+"""Exit code of a process that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again"."""
+
+_LOOK_SECONDS = 0.5
+
+
+class StopRequest:
+    """Whether this worker was asked to stop. Call it to find out: it costs nothing.
+
+    Args:
+        file: stands for a request as soon as it exists.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file, self._looked = file, 0.0
+        self._asked = False
+
+    def __call__(self) -> bool:
+        # The file may lie on a network: one look now and then.
+        if self._file is not None and not self._asked and time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._asked = self._file.exists()
+        return self._asked
+
+    def listen(self) -> None:
+        """Take SIGTERM as a request from now on, however often it comes.
+
+        Python handles signals in the main thread; elsewhere, as in Ray's workers, this does nothing.
+        """
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._asked = True
