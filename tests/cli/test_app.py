@@ -23,6 +23,7 @@ HEAVY = (
 )  # typer itself needs pydantic
 GROUP = get_command(app)
 VERBS = [
+    "checkpoint",
     "data",
     "doctor",
     "ema",
@@ -40,6 +41,7 @@ VERBS = [
 HELP = [
     [],
     *([verb] for verb in VERBS),
+    ["checkpoint", "export"],
     ["data", "pack"],
     ["ema", "reconstruct"],
     ["systems", "list"],

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from bessemer.cli import (
+    checkpoint,
     data,
     doctor,
     ema,
@@ -69,6 +70,7 @@ app.command(short_help="Compare generated images with the data set.")(evaluate.e
 app.command(short_help="Serve MLflow's page of the runs.")(mlflow_page.mlflow)
 app.command(short_help="Check this machine, and say how to get what is missing.")(doctor.doctor)
 app.command(short_help="Print the JSON Schema of job files.")(schema.schema)
+app.add_typer(checkpoint.app, name="checkpoint", short_help="List, verify and export a run's checkpoints.")
 app.add_typer(data.app, name="data", short_help="Make the data sets that jobs read.")
 app.add_typer(ema.app, name="ema", short_help="Make averages of the weights, of any width.")
 app.add_typer(systems.app, name="systems", short_help="Show what can be trained.")
@@ -78,7 +80,8 @@ def run() -> None:
     """Run the command line on `sys.argv` and exit.
 
     Exit codes: 0 done, 1 the command says no (such as `doctor`), 2 a mistake that the printed error explains,
-    130 interrupted. Any other exception is a defect of Bessemer and keeps its traceback.
+    75 stopped by SIGTERM and ready to be resumed, 130 interrupted. Any other exception is a defect of Bessemer and
+    keeps its traceback.
     """
     try:
         app()

@@ -1,0 +1,83 @@
+"""A snapshot from any checkpoint of a run: averaged weights as safetensors, and JSON that says what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bessemer.data.dataset import ShardedDataset
+from bessemer.errors import CheckpointError, DataError, RunError
+from bessemer.orchestration.run_directory import RunDirectory
+from bessemer.systems.snapshot import SnapshotInfo, read_snapshot_info, save_snapshot, snapshot_dirs
+from bessemer.training.checkpoint_files import all_checkpoints, complete_checkpoints, damage, nimg_of, read_state
+from bessemer.training.export import averaged_weights, stored_system
+
+__all__ = ["choose_checkpoint", "export_snapshot"]
+
+
+def choose_checkpoint(run: RunDirectory, name: str | None) -> Path:
+    """The checkpoint of this name, such as `kimg-000012.800`, or the newest undamaged one.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    names = [p.name for p in all_checkpoints(run.checkpoints)]
+    if name is None:
+        for path in reversed(complete_checkpoints(run.checkpoints)):
+            if damage(path) is None:
+                return path
+        raise CheckpointError(f"{run.checkpoints}: holds no undamaged checkpoint.")
+    if name not in names:
+        raise CheckpointError(
+            f"--checkpoint {name}: {run.path} has no such checkpoint; it has {', '.join(names) or 'none'}."
+        )
+    wrong = damage(run.checkpoints / name)
+    if wrong is not None:
+        raise CheckpointError(f"{wrong} Choose another with --checkpoint.")
+    return run.checkpoints / name
+
+
+def export_snapshot(run: RunDirectory, checkpoint: Path, out: Path) -> SnapshotInfo:
+    """Write the averaged weights of a checkpoint to the new directory `out`.
+
+    Raises:
+        CheckpointError: the checkpoint lacks something.
+        RunError: `out` exists or cannot be written, or nothing here knows the names of the classes.
+    """
+    if out.exists():
+        raise RunError(f"--out {out}: exists already; choose a new directory.")
+    identity = read_state(checkpoint)["identity"]
+    names, counts = _classes(run, identity["data_hash"])
+    info = SnapshotInfo(
+        system=identity["system"],
+        config=identity["config"],
+        nimg=nimg_of(checkpoint),
+        ema=run.job().ema.model_dump(),
+        seed=identity["seed"],
+        data_hash=identity["data_hash"],
+        class_names=names,
+        class_counts=counts,
+    )
+    weights = averaged_weights(checkpoint, stored_system(checkpoint))
+    try:
+        return save_snapshot(out, weights, info)
+    except OSError as e:
+        raise RunError(f"--out {out}: cannot be written ({e.strerror or e}); choose another place.") from None
+
+
+def _classes(run: RunDirectory, data_hash: str) -> tuple[list[str], list[int]]:
+    """Names and sizes of the classes: from a snapshot of the run, or from its data set."""
+    for directory in snapshot_dirs(run.path):
+        info = read_snapshot_info(directory)
+        if info.data_hash == data_hash:
+            return info.class_names, info.class_counts
+    path = run.job().data.path
+    try:
+        with ShardedDataset.open(path) as dataset:
+            manifest = dataset.manifest
+    except DataError as e:
+        raise RunError(
+            f"{run.path}: has no snapshot that names the classes, and the data set does not open: {e}"
+        ) from None
+    if manifest.hash != data_hash:
+        raise RunError(f"data.path {path}: is not the data set that {run.path} was trained on; its hash differs.")
+    return list(manifest.classes), list(manifest.class_counts)

@@ -1,0 +1,129 @@
+"""The checkpoints of a real run: listed, verified, exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bessemer.cli.app import app
+from bessemer.data.pack import pack
+from bessemer.systems.snapshot import load_snapshot
+from bessemer.training.checkpoint_files import complete_checkpoints
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+JOB = """
+name: few
+system: {name: biggan, preset: tiny32}
+data: {path: DATA}
+training: {total_kimg: 0.064, batch_size: 16, slice_size: 8, zero_stage: 1}
+checkpoint: {every_kimg: 0.032}
+evaluation: {metrics: [], every_kimg: 0.032, grid: 2}
+tracking: {mlflow: false}
+"""
+FIRST, LAST = "kimg-000000.032", "kimg-000000.064"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("checkpoint")
+    pack("digits", root / "digits", size=32, mode="RGB", limit=20)
+    (root / "job.yaml").write_text(JOB.replace("DATA", str(root / "digits")))
+    command = [sys.executable, "-m", "bessemer.orchestration.worker", str(root / "job.yaml"), "--run-dir"]
+    done = subprocess.run(
+        [*command, str(root / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return root / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def bessemer(*words: object) -> tuple[int, str, BaseException | None]:
+    result = CliRunner().invoke(app, [str(word) for word in ("checkpoint", *words)])
+    return result.exit_code, result.output, result.exception
+
+
+def truncate(run: Path, name: str, file: str) -> Path:
+    path = run / "checkpoints" / name / file
+    os.truncate(path, path.stat().st_size - 1)
+    return path
+
+
+def test_ls_says_what_is_there(run: Path) -> None:
+    truncate(run, LAST, "rank-00000.safetensors")
+    code, output, _ = bessemer("ls", run)
+    lines = [line.split() for line in output.splitlines()]
+    assert code == 0
+    assert [(line[0], line[1], line[-1]) for line in lines[1:]] == [
+        (FIRST, "0.032", "complete"),
+        (LAST, "0.064", "damaged"),
+    ]
+    first, last = json.loads(bessemer("ls", run, "--json")[1])
+    size = sum(p.stat().st_size for p in (run / "checkpoints" / FIRST).iterdir())
+    assert first == {"name": FIRST, "kimg": 0.032, "bytes": size, "workers": 1, "zero_stage": 1, "damage": None}
+    assert "rank-00000.safetensors" in last["damage"]
+
+
+def test_verify_names_what_is_damaged_and_says_no(run: Path) -> None:
+    assert bessemer("verify", run)[:2] == (0, f"{FIRST}  ok\n{LAST}  ok\n")
+    path = run / "checkpoints" / FIRST / "shared.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert [row["damage"] for row in json.loads(bessemer("ls", run, "--json")[1])] == [None, None]  # sizes are right
+    code, output, _ = bessemer("verify", run)
+    assert code == 1
+    assert output == f"{FIRST}  {path}: sha256 differs from the manifest.\n{LAST}  ok\n"
+    assert bessemer("verify", run, "--json")[0] == 1
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "state.json"])
+def test_a_checkpoint_without_its_description_is_listed(run: Path, file: str) -> None:
+    (run / "checkpoints" / LAST / file).unlink()
+    code, output, _ = bessemer("verify", run)
+    assert code == 1
+    assert f"{LAST}/{file}" in output
+
+
+@pytest.mark.parametrize("name", [FIRST, LAST])
+def test_an_export_is_the_snapshot_of_that_moment(run: Path, tmp_path: Path, name: str) -> None:
+    """The evaluation wrote a snapshot at the same moment, from the workers' memory: the bytes must be the same."""
+    out = tmp_path / "out"
+    code, output, error = bessemer("export", run, "--out", out, "--checkpoint", name)
+    assert code == 0, error
+    assert output == f"{out}: biggan at {float(name[5:]):g} kimg\n"
+    for file in ("weights.safetensors", "snapshot.json"):
+        assert (out / file).read_bytes() == (run / "snapshots" / name / file).read_bytes()
+    load_snapshot(out)
+
+
+def test_an_export_takes_the_newest_that_is_whole_and_finds_the_classes_in_the_data(run: Path, tmp_path: Path) -> None:
+    expected = (run / "snapshots" / FIRST / "snapshot.json").read_bytes()
+    truncate(run, LAST, "rank-00000.safetensors")
+    shutil.rmtree(run / "snapshots")
+    assert bessemer("export", run, "--out", tmp_path / "out", "--json")[0] == 0
+    assert (tmp_path / "out" / "snapshot.json").read_bytes() == expected
+    for words, message in (
+        (["--out", tmp_path / "out"], "exists already"),
+        (["--out", tmp_path / "o", "--checkpoint", LAST], "bytes, the manifest says"),
+        (["--out", tmp_path / "o", "--checkpoint", "kimg-9"], f"no such checkpoint; it has {FIRST}, {LAST}"),
+    ):
+        assert message in str(bessemer("export", run, *words)[2])
+    assert not (tmp_path / "o").exists()
+    assert len(complete_checkpoints(run / "checkpoints")) == 2
