@@ -1,4 +1,4 @@
-"""Checkpoints restore exactly, at any number of workers, and damaged ones are passed over."""
+"""Checkpoints restore exactly, and damaged ones are passed over."""
 
 from __future__ import annotations
 
@@ -43,21 +43,6 @@ def test_resume_is_bit_equal(launch: object, tmp_path: Path, stage: int, workers
     assert straight.keys() == resumed.keys()
     for name, value in straight.items():
         assert torch.equal(value, resumed[name]), name
-
-
-@pytest.mark.multiprocess
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [((2, 0), (1, 2)), ((1, 1), (2, 0)), ((2, 2), (4, 1))])
-def test_resharding_changes_nothing(
-    launch: object, tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
-) -> None:
-    """Saved on N workers at one stage, restored on M at another: going on for no image gives the same tensors."""
-    run = tmp_path / "run"
-    saved = merged(launch(before[0], before[1], 4, "--run", run))  # type: ignore[operator]
-    restored = merged(launch(after[0], after[1], 4, "--run", run))  # type: ignore[operator]
-    assert saved.keys() == restored.keys()
-    for name, value in saved.items():
-        assert torch.equal(value, restored[name]), name
 
 
 @pytest.mark.multiprocess

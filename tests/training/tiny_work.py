@@ -63,9 +63,28 @@ def full_state(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def train(
-    root: Path, stage: int, iterations: int, checkpoint: Mapping[str, Any], seen: Any = None, pace: float = 0.0
+    root: Path,
+    stage: int,
+    iterations: int,
+    checkpoint: Mapping[str, Any],
+    seen: Any = None,
+    pace: float = 0.0,
+    clock_shift: float = 0.0,
 ) -> int:
-    """Train from the newest checkpoint below `root` to the end, and leave the final state in `final.safetensors`."""
+    """Train from the newest checkpoint below `root` to the end, and leave the final state in `final.safetensors`.
+
+    Args:
+        root: directory of the run.
+        stage: ZeRO stage.
+        iterations: length of the run.
+        checkpoint: fields of the job's section.
+        seen: shared integer that is set to the images seen.
+        pace: seconds to sleep per batch.
+        clock_shift: seconds that the clock of this process is wrong by.
+    """
+    if clock_shift:
+        right = time.time
+        time.time = lambda: right() + clock_shift
     stop = StopRequest(root / ".stop")
     stop.listen()
     with join_workers() as workers, watch_peers(workers):
