@@ -24,6 +24,7 @@ name: few
 system: {name: biggan, preset: tiny32}
 data: {path: DATA}
 training: {total_kimg: 0.064, batch_size: 16, slice_size: 8, zero_stage: 1}
+ema: {batch_norm: recomputed}
 checkpoint: {every_kimg: 0.032}
 evaluation: {metrics: [], every_kimg: 0.032, grid: 2}
 tracking: {mlflow: false}

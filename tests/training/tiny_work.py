@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch
-from bessemer.tracking.journal import Journal, Record, read_journal
+from bessemer.tracking.journal import Record, read_journal
 from bessemer.training.checkpoint import CheckpointStore
 from bessemer.training.distributed import init_deepspeed, join_workers
 from bessemer.training.fragments import gather_full
@@ -94,8 +94,6 @@ def train(
         trainer.stop_requested = stop
         trainer.stream = Observed(trainer.stream, seen if workers.is_first else None, pace)
         trainer.checkpoints = CheckpointStore(root / "checkpoints", job.checkpoint, workers)
-        if workers.is_first:
-            trainer.write = Journal(root / "journal.jsonl").write
         trainer.resume()
         if not trainer.run():
             return EXIT_STOPPED

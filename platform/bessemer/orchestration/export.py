@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from bessemer.data.dataset import ShardedDataset
 from bessemer.errors import CheckpointError, DataError, RunError
+from bessemer.evaluation.sampling import recompute_batch_norm
 from bessemer.orchestration.run_directory import RunDirectory
-from bessemer.systems.snapshot import SnapshotInfo, read_snapshot_info, save_snapshot, snapshot_dirs
+from bessemer.spec.job import EmaSpec
+from bessemer.systems.snapshot import (
+    SnapshotInfo,
+    read_snapshot_info,
+    sampled_state,
+    save_snapshot,
+    snapshot_dirs,
+    system_of,
+)
 from bessemer.training.checkpoint_files import all_checkpoints, complete_checkpoints, damage, nimg_of, read_state
 from bessemer.training.export import averaged_weights, stored_system
 
-__all__ = ["choose_checkpoint", "export_snapshot"]
+__all__ = ["choose_checkpoint", "ema_profile", "export_snapshot"]
+
+
+def ema_profile(spec: EmaSpec) -> dict[str, Any]:
+    """What a snapshot of the main average says of it."""
+    profile = spec.model_dump(include={"half_life_kimg", "rampup"})
+    return profile | ({"batch_norm": "recomputed"} if spec.batch_norm == "recomputed" else {})
 
 
 def choose_checkpoint(run: RunDirectory, name: str | None) -> Path:
@@ -45,19 +61,23 @@ def export_snapshot(run: RunDirectory, checkpoint: Path, out: Path) -> SnapshotI
     """
     if out.exists():
         raise RunError(f"--out {out}: exists already; choose a new directory.")
-    identity = read_state(checkpoint)["identity"]
+    job, identity = run.job(), read_state(checkpoint)["identity"]
     names, counts = _classes(run, identity["data_hash"])
     info = SnapshotInfo(
         system=identity["system"],
         config=identity["config"],
         nimg=nimg_of(checkpoint),
-        ema=run.job().ema.model_dump(),
+        ema=ema_profile(job.ema),
         seed=identity["seed"],
         data_hash=identity["data_hash"],
         class_names=names,
         class_counts=counts,
     )
     weights = averaged_weights(checkpoint, stored_system(checkpoint))
+    if job.ema.batch_norm == "recomputed":
+        system = system_of(info, weights)
+        recompute_batch_norm(system, counts, seed=job.seed, device="cpu")
+        weights = sampled_state(system)
     try:
         return save_snapshot(out, weights, info)
     except OSError as e:

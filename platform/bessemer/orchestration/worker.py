@@ -25,6 +25,7 @@ from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
 from bessemer.evaluation.grid import sample_grid, save_png, tile
 from bessemer.evaluation.sampling import recompute_batch_norm
+from bessemer.orchestration.export import ema_profile
 from bessemer.orchestration.preflight import with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
@@ -202,8 +203,7 @@ def _train(run: RunDirectory) -> bool:
             system=job.system.name,
             config=system.config.model_dump(mode="json"),
             nimg=0,
-            ema=job.ema.model_dump(include={"half_life_kimg", "rampup"})
-            | ({"batch_norm": "recomputed"} if job.ema.batch_norm == "recomputed" else {}),
+            ema=ema_profile(job.ema),
             seed=job.seed,
             data_hash=dataset.manifest.hash,
             class_names=list(dataset.manifest.classes),
