@@ -1,20 +1,22 @@
 """Batch normalisation whose running statistics move once per update.
 
-In training each slice is normalised with its own statistics. The running statistics take one step per update,
+In training each slice is normalised with its own statistics, or, after :func:`share_statistics`, with those of the
+slices that all workers compute at the same moment. The running statistics take one step per update,
 towards the mean over all slices of all workers, so that they do not depend on the number of workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bessemer.nn.across_workers import gather_rows
 from bessemer.nn.update_state import UpdateStateLayer
 
-__all__ = ["AffineBatchNorm", "BatchNorm", "ConditionalBatchNorm", "renew_statistics"]
+__all__ = ["AffineBatchNorm", "BatchNorm", "ConditionalBatchNorm", "renew_statistics", "share_statistics"]
 
 
 class BatchNorm(UpdateStateLayer):
@@ -35,6 +37,7 @@ class BatchNorm(UpdateStateLayer):
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.channels, self.eps, self.momentum = channels, eps, momentum
+        self.workers: tuple[int, int] | None = None
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("sum_mean", torch.zeros(channels), persistent=False)
@@ -71,15 +74,37 @@ class BatchNorm(UpdateStateLayer):
         if not self.training:
             scale = gain * (self.running_var + self.eps).rsqrt().view(1, -1, 1, 1)
             return torch.addcmul(bias - self.running_mean.view(1, -1, 1, 1) * scale, x, scale)
+        if self.workers is not None:
+            x, mean, var = self._across_workers(x, *self.workers)
+            return self._counted(torch.addcmul(bias, x, gain), mean, var)
         # With momentum 1 the "running" statistics that F.batch_norm writes are those of this slice (and the variance
         # is the unbiased one, as in PyTorch); fresh tensors, because autograd keeps them for the backward pass.
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         x = F.batch_norm(x, mean, var, training=True, momentum=1.0, eps=self.eps)
+        return self._counted(torch.addcmul(bias, x, gain), mean, var)
+
+    def _across_workers(self, x: Tensor, rank: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise x over all workers' slices; also their mean and unbiased variance, [C] each.
+
+        Means and variances of equal slices are put together as in Chan, Golub and LeVeque 1979: a sum of squares would
+        lose the variance of channels whose mean is large.
+        """
+        of_slice = x.float()
+        var, mean = torch.var_mean(of_slice, (0, 2, 3), unbiased=False)
+        means, variances = gather_rows(torch.cat([mean, var]), rank, size).chunk(2, dim=1)
+        mean = means.mean(0)
+        var = variances.mean(0) + (means - mean).square().mean(0)
+        out = (of_slice - mean.view(1, -1, 1, 1)) * (var + self.eps).rsqrt().view(1, -1, 1, 1)
+        elements = size * x.numel() / self.channels
+        return out.to(x.dtype), mean.detach(), var.detach() * (elements / (elements - 1))
+
+    def _counted(self, out: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """Add one slice's statistics to the sums; returns `out`."""
         with torch.no_grad():
             self.sum_mean += mean
             self.sum_var += var
             self.slices += 1
-        return torch.addcmul(bias, x, gain)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> the same shape, each channel with mean 0 and variance 1 in training."""
@@ -123,6 +148,22 @@ class ConditionalBatchNorm(BatchNorm):
         """[N, C, H, W] and the condition, [N, features] or [N] -> the shape of x."""
         gain, bias = 1 + self.gain(condition), self.bias(condition)
         return self._normalise(x, gain[:, :, None, None], bias[:, :, None, None])
+
+
+def share_statistics(networks: Iterable[nn.Module], rank: int, size: int) -> None:
+    """From now on batch normalisation is over the slices that all workers compute at the same moment.
+
+    Every worker must then run the same forward and backward passes in the same order, and a run depends on the number
+    of workers.
+
+    Args:
+        networks: hold the batch normalisation layers.
+        rank: of this worker in torch's default process group.
+        size: number of workers.
+    """
+    for layer in (m for network in networks for m in network.modules()):
+        if isinstance(layer, BatchNorm):
+            layer.workers = (rank, size) if size > 1 else None
 
 
 @torch.no_grad()
