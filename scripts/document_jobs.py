@@ -48,7 +48,8 @@ def table(section: dict[str, Any], prefix: str) -> list[str]:
             default = "empty"
         else:
             default = f"`{json.dumps(facts['default'])}`"
-        rows.append(f"| `{prefix}{name}` | {kind(facts)} | {default} | {facts.get('description', '')} |")
+        meaning = " ".join(facts.get("description", "").split())  # a row is one line
+        rows.append(f"| `{prefix}{name}` | {kind(facts)} | {default} | {meaning} |")
     return rows
 
 
@@ -64,6 +65,10 @@ def fields() -> str:
     lines = ["### The job", "", *table(top, "")]
     for name, section in sections.items():
         lines += ["", f"### `{name}`", "", section["description"], "", *table(section, f"{name}.")]
+        for inner, facts in section["properties"].items():
+            if "$ref" in facts:
+                nested = schema["$defs"][facts["$ref"].rpartition("/")[2]]
+                lines += ["", nested["description"], "", *table(nested, f"{name}.{inner}.")]
         if name == "training":
             optimizer = schema["$defs"]["OptimizerSpec"]
             lines += ["", optimizer["description"], "", *table(optimizer, "training.optimizers.NETWORK.")]

@@ -86,7 +86,7 @@ def test_a_misspelt_field_is_refused_with_a_suggestion(job_file: Path) -> None:
     assert len(lines) == 2  # the misspelt field, and the required one that is missing
     unknown = next(line for line in lines if "unknown field" in line)
     assert unknown.startswith(f"{job_file}:7: training.batchsize: unknown field. Did you mean 'batch_size'?")
-    assert "Fields of training: batch_size, gradient_clipping," in unknown
+    assert "Fields of training: batch_size, batch_statistics," in unknown
     assert any(line.startswith(f"{job_file}:5: training.batch_size: is required and missing") for line in lines)
 
 
@@ -97,7 +97,8 @@ def test_a_field_in_the_wrong_section_is_sent_to_its_own(job_file: Path) -> None
 
 def test_a_misspelt_field_of_an_optimizer_names_its_fields(job_file: Path) -> None:
     text = message(job_file, "training.optimizers.generator.beta=[0, 0.9]")
-    assert "Did you mean 'betas'? Fields of training.optimizers.generator: betas, eps, lr, name, weight_decay." in text
+    fields = "betas, eps, lr, momentum, name, trust, weight_decay"
+    assert f"Did you mean 'betas'? Fields of training.optimizers.generator: {fields}." in text
 
 
 def test_all_problems_are_reported_at_once_each_with_its_place(job_file: Path) -> None:

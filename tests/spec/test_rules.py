@@ -145,3 +145,23 @@ def test_all_broken_rules_are_reported_together() -> None:
     text = broken(training={"slice_size": 12}, evaluation={"metrics": ["kid"], "every_kimg": 0.001})
     fields = [re.findall(r"[a-z]+\.[a-z_]+(?=:)", line)[0] for line in text.splitlines()]
     assert fields == ["training.batch_size", "evaluation.every_kimg", "evaluation.metrics"]
+
+
+def test_half_precision_needs_a_gpu_and_sees_overflows() -> None:
+    job(training={"precision": "fp16"}, resources={"gpus_per_worker": 1})
+    assert "training.precision: fp16 takes 15 times as long" in broken(training={"precision": "fp16"})
+    text = broken(training={"precision": "fp16", "sanitize_gradients": True}, resources={"gpus_per_worker": 1})
+    assert "training.sanitize_gradients: true would hide" in text
+    job(training={"precision": "bf16", "sanitize_gradients": True})
+
+
+def test_scaling_and_its_reference_go_together() -> None:
+    job(training={"lr_scaling": "sqrt", "lr_reference_batch": 256})
+    assert "training.lr_reference_batch: is not set" in broken(training={"lr_scaling": "linear"})
+    assert "256 has no effect" in broken(training={"lr_reference_batch": 256})
+
+
+def test_a_run_outlasts_its_warm_up() -> None:
+    job(training={"total_kimg": 10, "lr_schedule": {"warmup_kimg": 9}})
+    text = broken(training={"total_kimg": 10, "lr_schedule": {"warmup_kimg": 10}})
+    assert "training.lr_schedule.warmup_kimg: 10 is not less than training.total_kimg 10" in text

@@ -38,11 +38,11 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def start_workers(size: int, *arguments: object) -> list[subprocess.Popen[str]]:
-    """Start `size` workers of tiny_run.py, as torchrun would."""
+def start_workers(size: int, *arguments: object, script: str = "tiny_run.py") -> list[subprocess.Popen[str]]:
+    """Start `size` workers of a script, as torchrun would."""
     env = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, str(SCRIPTS / "tiny_run.py"), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
     return [
         subprocess.Popen(
             command,
@@ -55,6 +55,31 @@ def start_workers(size: int, *arguments: object) -> list[subprocess.Popen[str]]:
     ]
 
 
+def wait_for(processes: list[subprocess.Popen[str]], seconds: float = 120) -> None:
+    """Wait until all have ended well; if one has not, the test fails with what they printed."""
+    try:
+        outputs = [p.communicate(timeout=seconds)[0] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert [p.returncode for p in processes] == [0] * len(processes), "\n".join(outputs)
+
+
+RunScript = Callable[..., list[dict[str, torch.Tensor]]]
+
+
+@pytest.fixture(scope="session")
+def run_script(tmp_path_factory: pytest.TempPathFactory) -> RunScript:
+    """``run_script(name, workers, *more)`` runs a script once on that many workers and returns what each wrote."""
+
+    def run(script: str, size: int, *more: object) -> list[dict[str, torch.Tensor]]:
+        out = tmp_path_factory.mktemp("run") / "out"
+        wait_for(start_workers(size, out, *more, script=script), seconds=300)
+        return [load_file(out.with_suffix(f".{rank}.safetensors")) for rank in range(size)]
+
+    return run
+
+
 @pytest.fixture
 def launch(tmp_path: Path) -> Launch:
     """``launch(workers, stage, iterations, *more)`` trains and returns each worker's final state."""
@@ -65,8 +90,7 @@ def launch(tmp_path: Path) -> Launch:
         count += 1
         out = tmp_path / f"out{count}"
         processes = start_workers(size, out, stage, iterations, *more)
-        outputs = [p.communicate(timeout=120)[0] for p in processes]
-        assert [p.returncode for p in processes] == [0] * size, "\n".join(outputs)
+        wait_for(processes)
         return [load_file(out.with_suffix(f".{rank}.safetensors")) for rank in range(size)]
 
     return run

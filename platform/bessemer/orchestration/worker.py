@@ -37,6 +37,7 @@ from bessemer.tracking.journal import read_journal
 from bessemer.tracking.runs import evaluation_curves, load_run
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.checkpoint_files import kimg_name
+from bessemer.training.checks import check_training
 from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.ema_store import EmaStore
@@ -106,19 +107,6 @@ class Evaluation:
         self._workers.barrier()
 
 
-def _check_zero(job: JobSpec, system: System) -> None:
-    """Refuse ZeRO stages that compute wrong gradients for this system."""
-    if job.training.zero_stage < 3:
-        return
-    second = [u.name for u in system.updates(Clock(0, 0)) if u.second_order]
-    if second:
-        raise SpecError(
-            f"training.zero_stage: 3 computes wrong gradients for second-order losses, and {system.name} has "
-            f"{', '.join(second)}; set training.zero_stage to 2 or lower."
-        )
-    raise SpecError("training.zero_stage: 3 is not supported yet; set it to 2 or lower.")
-
-
 def check_job(job: JobSpec) -> System:
     """Check everything of a job that needs the data set and the system; return the system, with weights unset.
 
@@ -133,13 +121,7 @@ def check_job(job: JobSpec) -> System:
                 f"training.batch_size: {job.training.batch_size} is more than the {len(dataset)} images of "
                 f"{job.data.path}; lower it."
             )
-    _check_zero(job, system)
-    for name in job.training.optimizers:
-        if name not in system.networks():
-            raise SpecError(
-                f"training.optimizers.{name}: {system.name} has no network {name!r}; "
-                f"it has {', '.join(system.networks())}."
-            )
+    check_training(job.training, system)
     return system
 
 
@@ -178,9 +160,11 @@ def _train(run: RunDirectory) -> bool:
         _log.info("worker %d of %d, process %d", workers.rank, workers.size, os.getpid())
         init_deepspeed(workers.device)
         system = build(job.system.name, job.system.preset, job.system.config, dataset.manifest.facts)
-        _check_zero(job, system)
+        check_training(job.training, system)
         system.init_weights(generator("cpu", job.seed, "init"))
-        engines = build_engines(system.networks(), system.optimizers(), job.training, workers)
+        engines = build_engines(
+            system.networks(), system.optimizers(), job.training, workers, system.updates(Clock(0, 0))
+        )
         emas = {name: ShardedEma(engines[name], job.ema, workers) for name in system.sampled_networks}
         slices = owned_slices(job.slices, workers.rank, workers.size)
         stream = SliceStream(

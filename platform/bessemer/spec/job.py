@@ -16,6 +16,7 @@ __all__ = [
     "EmaSpec",
     "EvaluationSpec",
     "JobSpec",
+    "LrScheduleSpec",
     "OptimizerSpec",
     "ResourcesSpec",
     "SystemSpec",
@@ -60,16 +61,31 @@ class DataSpec(_Section):
 class OptimizerSpec(_Section):
     """Overrides of the system's own optimizer settings for one network; unset fields keep them."""
 
-    name: Literal["adam", "adamax", "rmsprop", "sgd"] | None = None
-    """Algorithm."""
+    name: Literal["adam", "adamax", "rmsprop", "sgd", "lamb", "lars"] | None = None
+    """Algorithm; `lamb` and `lars` are for large batches."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Learning rate."""
     betas: tuple[float, float] | None = None
-    """Adam's and Adamax's decay rates."""
+    """Decay rates of Adam, Adamax and LAMB."""
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Term that keeps the denominator from zero."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """L2 penalty."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum of RMSprop, SGD and LARS."""
+    trust: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """LARS's trust coefficient."""
+
+
+class LrScheduleSpec(_Section):
+    """How the learning rates of all networks move on the image clock."""
+
+    warmup_kimg: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """They rise linearly from zero until then."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How they fall between the end of the warm-up and `training.total_kimg`."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the full learning rate that is left at the end of the decay."""
 
 
 class TrainingSpec(_Section):
@@ -83,12 +99,28 @@ class TrainingSpec(_Section):
     """Images per forward pass; the unit of accumulation, of randomness and of batch statistics."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; weights and optimizer states are always fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward pass; weights and optimizer states are always fp32. fp16 scales each network's loss."""
+    channels_last: bool = False
+    """Hand images to the networks in the memory layout that convolutions on tensor cores prefer."""
+    compile: tuple[Name, ...] = ()
+    """Networks that torch.compile compiles; not those with a second-order loss."""
+    batch_statistics: Literal["slice", "workers"] = "slice"
+    """Batch normalisation over one slice, or over the slices that all workers compute at the same moment; then the run
+    depends on the number of workers."""
     gradient_clipping: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Largest gradient norm of a network; none when unset."""
+    sanitize_gradients: bool = False
+    """Replace NaN by 0 and ±infinity by ±1e5 in averaged gradients, as StyleGAN's loop does, instead of skipping the
+    step."""
     optimizers: dict[Name, OptimizerSpec] = Field(default_factory=dict)
     """Per network: optimizer settings that differ from the system's preset."""
+    lr_schedule: LrScheduleSpec = LrScheduleSpec()
+    """Warm-up and decay."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """Multiply learning rates by batch_size / lr_reference_batch, or by its square root."""
+    lr_reference_batch: Annotated[int, Field(ge=1)] | None = None
+    """Batch size that the learning rates were chosen for."""
     threads_per_worker: Annotated[int, Field(ge=1, le=256)] = 1
     """CPU threads of torch in each worker."""
     log_every_kimg: PositiveKimg = 0.5

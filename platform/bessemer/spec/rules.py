@@ -24,7 +24,16 @@ def check_job(job: JobSpec) -> None:
     Raises:
         ValueError: one line per broken rule, each as ``field.path: value, rule, fix``.
     """
-    rules = (_batch_rules, _length_rules, _ema_rules, _optimizer_rules, _metric_rules, _keep_rules)
+    rules = (
+        _batch_rules,
+        _length_rules,
+        _precision_rules,
+        _rate_rules,
+        _ema_rules,
+        _optimizer_rules,
+        _metric_rules,
+        _keep_rules,
+    )
     broken = [line for rule in rules for line in rule(job)]
     if broken:
         raise ValueError("\n".join(broken))
@@ -90,6 +99,41 @@ def _ema_rules(job: JobSpec) -> Iterator[str]:
     names = [f"{sigma_rel:g}" for sigma_rel in job.ema.profiles]
     for name in sorted({n for n in names if names.count(n) > 1}):
         yield f"ema.profiles: {name} is listed {names.count(name)} times; list it once."
+
+
+def _precision_rules(job: JobSpec) -> Iterator[str]:
+    if job.training.precision != "fp16":
+        return
+    if job.resources.gpus_per_worker == 0:
+        yield (
+            "training.precision: fp16 takes 15 times as long as fp32 on the CPU (resources.gpus_per_worker 0); "
+            "set it to bf16 or fp32, or resources.gpus_per_worker to 1."
+        )
+    if job.training.sanitize_gradients:
+        yield (
+            "training.sanitize_gradients: true would hide from fp16's loss scaling that a gradient overflowed; "
+            "set it to false, or training.precision to bf16."
+        )
+
+
+def _rate_rules(job: JobSpec) -> Iterator[str]:
+    training = job.training
+    if (warmup := training.lr_schedule.warmup_kimg) >= training.total_kimg:
+        yield (
+            f"training.lr_schedule.warmup_kimg: {warmup:g} is not less than training.total_kimg "
+            f"{training.total_kimg:g}, so the run would end before its warm-up; lower it."
+        )
+    if training.lr_scaling != "none" and training.lr_reference_batch is None:
+        yield (
+            f"training.lr_reference_batch: is not set, but training.lr_scaling {training.lr_scaling} multiplies "
+            "learning rates by a function of batch_size / lr_reference_batch; set it to the batch size that the "
+            "learning rates were chosen for."
+        )
+    if training.lr_scaling == "none" and training.lr_reference_batch is not None:
+        yield (
+            f"training.lr_reference_batch: {training.lr_reference_batch} has no effect while training.lr_scaling is "
+            "none; set training.lr_scaling to linear or sqrt, or remove the field."
+        )
 
 
 def _optimizer_rules(job: JobSpec) -> Iterator[str]:

@@ -56,11 +56,13 @@ class Loss:
 class OptimizerDefaults:
     """Optimizer of one network as the paper sets it."""
 
-    name: Literal["adam", "adamax", "rmsprop", "sgd"] = "adam"
+    name: Literal["adam", "adamax", "rmsprop", "sgd", "lamb", "lars"] = "adam"
     lr: float = 2e-4
     betas: tuple[float, float] = (0.0, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    momentum: float = 0.0
+    trust: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Update:
     """Loss of one slice."""
     interval: int = 1
     """Runs in iterations whose number is a multiple of this (lazy regularisers)."""
+    lazy: bool = False
+    """Whether this regulariser adds steps to those of the network's main loss. The optimizer that they share is
+    corrected for it: with one more step every k iterations lr becomes c·lr and each decay rate β^c, c = k/(k + 1)
+    (StyleGAN2, arXiv:1912.04958, appendix B)."""
     repeats: int = 1
     """Optimizer steps per iteration, each with its own real batch (n_critic)."""
     second_order: bool = False

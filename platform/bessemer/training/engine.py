@@ -6,13 +6,14 @@ What DeepSpeed does silently wrong with several networks, and what is done about
 - Every slice calls ``engine.backward``; ``managed_gradient_accumulation`` is off, or all but the last slice's
   gradients are dropped at ZeRO 1 and 2.
 - Networks that an update does not step are frozen, or their gradients leak into their next step.
-- ``gradient_clipping`` is always written, because it defaults to 1.0.
+- DeepSpeed's clipping (1.0 unless written), norms and overflow checks are off: :mod:`bessemer.training.gradients`
+  treats gradients alike at every stage, at the one moment when all stages have them: as the optimizer steps.
 - The optimizer is torch's own: DeepSpeed's "Adam" is AdamW with weight decay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,38 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from bessemer.errors import SpecError
 from bessemer.spec.job import OptimizerSpec, TrainingSpec
-from bessemer.systems.contract import OptimizerDefaults
+from bessemer.systems.contract import OptimizerDefaults, Update
 from bessemer.training.distributed import COLLECTIVE_TIMEOUT, Workers
 from bessemer.training.fragments import Fragment
+from bessemer.training.gradients import Gradients
+from bessemer.training.large_batch import LayerWise, Run
+from bessemer.training.optimizers import build_optimizer, lazy_correction
 
 __all__ = ["NetworkEngine", "build_engines"]
 
 _BUCKET_ELEMENTS = 1 << 24  # DeepSpeed's default of 5e8 allocates 2 GB per engine
-
-
-def _optimizer(network: str, module: nn.Module, base: OptimizerDefaults, own: OptimizerSpec) -> torch.optim.Optimizer:
-    """The paper's optimizer with the job's overrides."""
-    set_ = own.model_dump(exclude_none=True)
-    name = set_.pop("name", base.name)
-    options: dict[str, Any] = {"lr": base.lr, "weight_decay": base.weight_decay, "betas": base.betas, "eps": base.eps}
-    options |= set_
-    # YAML gives ints for 0 and 1; torch refuses a mix of ints and floats.
-    options["betas"] = tuple(float(b) for b in options["betas"])
-    if name in ("rmsprop", "sgd"):
-        if own.betas is not None:
-            raise SpecError(f"training.optimizers.{network}.betas: {name} has no betas; remove the field.")
-        options.pop("betas")
-    if name == "sgd":
-        options.pop("eps")
-    cls: type[torch.optim.Optimizer] = {
-        "adam": torch.optim.Adam,
-        "adamax": torch.optim.Adamax,
-        "rmsprop": torch.optim.RMSprop,
-        "sgd": torch.optim.SGD,
-    }[name]
-    return cls([p for p in module.parameters() if p.requires_grad], **options)
 
 
 class NetworkEngine:
@@ -60,6 +40,7 @@ class NetworkEngine:
     Attributes:
         name: the network's name in the system.
         module: the network itself; every forward pass goes through it.
+        gradients: what happens to averaged gradients before a step, and their last norm.
     """
 
     def __init__(
@@ -72,6 +53,10 @@ class NetworkEngine:
         self.name = name
         self.module = module
         self._workers = workers
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.gradients = Gradients(training, workers, sharded=training.zero_stage > 0)
+        elements = sum(p.numel() for p in module.parameters())
+        bucket = min(_BUCKET_ELEMENTS, elements + elements % 2)  # must be even
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -81,18 +66,41 @@ class NetworkEngine:
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
                 "managed_gradient_accumulation": False,
-                "gradient_clipping": training.gradient_clipping or 0.0,
+                "gradient_clipping": 0.0,
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 2**31,
                 "zero_optimization": {
                     "stage": training.zero_stage,
-                    "reduce_bucket_size": _BUCKET_ELEMENTS,
-                    "allgather_bucket_size": _BUCKET_ELEMENTS,
+                    "reduce_bucket_size": bucket,
+                    "allgather_bucket_size": bucket,
+                    **({"compute_grad_norm": False} if training.zero_stage in (1, 2) else {}),
                 },
             },
         )
         for group in (self._engine.data_parallel_group, self._engine.seq_data_parallel_group):
             _set_pg_timeout(COLLECTIVE_TIMEOUT, group)
+        self._guard_step()
+        if name in training.compile:
+            module.compile()
+        if isinstance(optimizer, LayerWise) and self.zero_stage > 0:
+            optimizer.cut(self._runs(), workers.sum)
+
+    def _guard_step(self) -> None:
+        """Treat gradients, and perhaps leave the step out, whenever DeepSpeed lets the optimizer step."""
+        optimizer = self.torch_optimizer
+        step = optimizer.step
+
+        def guarded(closure: Any = None) -> None:
+            if self.gradients.ready([p.grad for p in self._owners() if p.grad is not None]):
+                step(closure)
+
+        optimizer.step = guarded  # type: ignore[assignment]
+
+    def _runs(self) -> list[Run]:
+        """Which elements of this worker's flat partition belong to which parameter."""
+        places = [p._hp_mapping for p in self.module.parameters()]  # type: ignore[attr-defined]  # set by ZeRO
+        addresses = [(i, m.hp_fragment_address) for i, m in enumerate(places) if m is not None]
+        return [Run(i, address.start, address.numel) for i, address in addresses]
 
     @property
     def zero_stage(self) -> int:
@@ -106,16 +114,45 @@ class NetworkEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate this worker's share of the gradient."""
-        self._engine.backward(loss)
+        self._engine.backward(self.gradients.scaled(loss))
 
-    def step(self) -> None:
-        """Average the accumulated gradients over the workers and step; gradients are cleared."""
+    def step(self, lr_factor: float = 1.0) -> None:
+        """Average the accumulated gradients over the workers and step; gradients are cleared.
+
+        Args:
+            lr_factor: what the learning rate is multiplied by in this step.
+        """
+        for group, lr in zip(self.torch_optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = lr * lr_factor
         self._engine.step()
 
     @property
+    def lr(self) -> float:
+        """Learning rate of the last step."""
+        return float(self.torch_optimizer.param_groups[0]["lr"])
+
+    @property
     def skipped_steps(self) -> int:
-        """Steps that ZeRO left out because a gradient was not finite."""
-        return int(self._engine.skipped_steps)
+        """Steps left out because a gradient was not finite."""
+        return self.gradients.skipped
+
+    def readings(self) -> dict[str, float]:
+        """Scalars for the journal, equal on all workers: learning rate, loss scale of fp16, steps left out if any."""
+        values = {f"lr/{self.name}": self.lr}
+        if self.gradients.scale is not None:
+            values[f"loss_scale/{self.name}"] = self.gradients.scale.value
+        if self.skipped_steps:
+            values[f"skipped_steps/{self.name}"] = float(self.skipped_steps)
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive besides tensors and the optimizer's step count: the loss scale."""
+        return {} if self.gradients.scale is None else {"loss_scale": self.gradients.scale.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`; a run that changes to fp16 starts with the initial scale."""
+        if self.gradients.scale is not None and "loss_scale" in state:
+            self.gradients.scale.load_state_dict(state["loss_scale"])
 
     @contextmanager
     def only_trained(self, others: Mapping[str, NetworkEngine]) -> Iterator[None]:
@@ -199,22 +236,28 @@ def build_engines(
     optimizers: Mapping[str, OptimizerDefaults],
     training: TrainingSpec,
     workers: Workers,
+    updates: Sequence[Update] = (),
 ) -> dict[str, NetworkEngine]:
     """An engine for every network.
 
-    Raises:
-        SpecError: the job overrides the optimizer of a network that the system does not have.
+    Args:
+        networks: name -> module.
+        optimizers: the paper's optimizer of each.
+        training: the job's settings.
+        workers: the group.
+        updates: the system's updates; lazy ones among them correct the optimizer that they share.
     """
-    for name in training.optimizers:
-        if name not in networks:
-            raise SpecError(
-                f"training.optimizers.{name}: the system has no network {name!r}; it has {', '.join(networks)}."
-            )
     return {
         name: NetworkEngine(
             name,
             module,
-            _optimizer(name, module, optimizers[name], training.optimizers.get(name, OptimizerSpec())),
+            build_optimizer(
+                name,
+                module,
+                optimizers[name],
+                training.optimizers.get(name, OptimizerSpec()),
+                lazy_correction(updates, name),
+            ),
             training,
             workers,
         )

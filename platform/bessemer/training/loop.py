@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bessemer.errors import TrainingError
+from bessemer.nn.norm import share_statistics
 from bessemer.nn.update_state import begin_update, end_update
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, System, Update
@@ -20,7 +21,9 @@ from bessemer.training.ema import ShardedEma
 from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import NetworkEngine
 from bessemer.training.meter import StepMeter
+from bessemer.training.precision import mixed_precision
 from bessemer.training.rng import generator
+from bessemer.training.schedule import lr_factor
 
 __all__ = ["Evaluate", "Stream", "Trainer", "WriteRecord", "owned_slices"]
 
@@ -100,6 +103,8 @@ class Trainer:
         self.stop_requested = stop_requested
         self.clock = Clock(nimg=0, iteration=0)
         self._saved_at: int | None = None
+        if job.training.batch_statistics == "workers":
+            share_statistics(system.networks().values(), workers.rank, workers.size)
         self.slices = owned_slices(job.slices, workers.rank, workers.size)
         self.meter = StepMeter(workers.device, job.training.precision)
         self._averages = _Averages(workers)
@@ -112,7 +117,9 @@ class Trainer:
             self.write("event", self.clock.nimg, event="checkpoint_skipped", reason=reason)
         if path is not None:
             self.clock, state = self.checkpoints.restore(path, self.identity, self.engines, self.emas)
-            self.system.load_state_dict(state)
+            self.system.load_state_dict(state["system"])
+            for name, engine in self.engines.items():
+                engine.load_state_dict(state["engines"][name])
             if self.profiles is not None:
                 self.profiles.forget_after(self.clock.nimg)
             self.write("event", self.clock.nimg, event="resumed", checkpoint=path.name, workers=self.workers.size)
@@ -183,10 +190,9 @@ class Trainer:
             for index, batch in zip(self.slices, batches, strict=True):
                 draws = generator(device, self.job.seed, update.name, nimg, index)
                 with part("data"):
-                    on_device = Batch(images=batch.images.to(device), labels=batch.labels.to(device))
+                    on_device = self._on_device(batch)
                 with self.meter.slice(update.name):
-                    autocast = torch.autocast(device.type, torch.bfloat16, self.job.training.precision == "bf16")
-                    with part("forward"), autocast:
+                    with part("forward"), mixed_precision(device, self.job.training.precision):
                         loss = update.loss(on_device, draws)
                     with part("backward"):
                         engine.backward(loss.value / len(self.slices))
@@ -196,7 +202,14 @@ class Trainer:
             with part("communicate"):
                 end_update(networks, self.workers.sum)
             with part("optimizer"):
-                engine.step()
+                engine.step(lr_factor(self.job.training, nimg))
+        if engine.gradients.norm is not None:
+            self._averages.add(f"grad_norm/{engine.name}", engine.gradients.norm)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        layout = torch.channels_last if self.job.training.channels_last else torch.contiguous_format
+        images = batch.images.to(self.workers.device, memory_format=layout)
+        return Batch(images=images, labels=batch.labels.to(self.workers.device))
 
     def _log(self) -> None:
         """Write the means since the last line to the journal, and stop if they are not finite."""
@@ -208,6 +221,8 @@ class Trainer:
         values = self._averages.take()
         self._logged_at = (time.monotonic(), self.clock.nimg)
         bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+        for engine in self.engines.values():
+            values |= engine.readings()
         values["throughput/img_per_s"] = (self.clock.nimg - nimg) / max(seconds, 1e-9)
         if (mfu := self.meter.take_mfu(seconds)) is not None:
             values["throughput/mfu"] = mfu
@@ -232,7 +247,8 @@ class Trainer:
 
     def _save(self) -> None:
         """Copy the state; it is written while training goes on."""
-        state: dict[str, Any] = self.system.state_dict()
+        engines = {name: engine.state_dict() for name, engine in self.engines.items()}
+        state: dict[str, Any] = {"system": self.system.state_dict(), "engines": engines}
         self.checkpoints.save(self.clock, self.identity, self.engines, self.emas, state)
         self._saved_at = self.clock.nimg
 

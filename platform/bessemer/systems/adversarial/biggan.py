@@ -321,7 +321,7 @@ class BigGAN(System):
 
     def updates(self, clock: Clock) -> Sequence[Update]:  # noqa: ARG002  # the same all along
         c = self.config
-        r1 = Update("r1", "discriminator", self.r1_loss, interval=c.r1_interval, second_order=True)
+        r1 = Update("r1", "discriminator", self.r1_loss, interval=c.r1_interval, lazy=True, second_order=True)
         return [
             Update("discriminator", "discriminator", self.discriminator_loss, repeats=c.d_steps),
             *([r1] if c.r1_gamma else []),

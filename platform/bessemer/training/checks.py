@@ -1,0 +1,37 @@
+"""Settings of a job that would train this system wrongly are refused before anything starts."""
+
+from __future__ import annotations
+
+from bessemer.errors import SpecError
+from bessemer.spec.job import TrainingSpec
+from bessemer.systems.contract import Clock, System
+
+__all__ = ["check_training"]
+
+
+def check_training(training: TrainingSpec, system: System) -> None:
+    """Check what depends on the system's networks and updates.
+
+    Raises:
+        SpecError: names the field, the value, the rule and the fix.
+    """
+    networks = ", ".join(system.networks())
+    second = [u for u in system.updates(Clock(0, 0)) if u.second_order]
+    for name in training.optimizers:
+        if name not in system.networks():
+            raise SpecError(f"training.optimizers.{name}: {system.name} has no network {name!r}; it has {networks}.")
+    if training.zero_stage == 3 and second:
+        raise SpecError(
+            f"training.zero_stage: 3 computes wrong gradients for second-order losses, and {system.name} has "
+            f"{', '.join(u.name for u in second)}; set training.zero_stage to 2 or lower."
+        )
+    if training.zero_stage == 3:
+        raise SpecError("training.zero_stage: 3 is not supported yet; set it to 2 or lower.")
+    for name in training.compile:
+        if name not in system.networks():
+            raise SpecError(f"training.compile: {system.name} has no network {name!r}; it has {networks}.")
+        if through := [u.name for u in second if u.network == name]:
+            raise SpecError(
+                f"training.compile: {name} has the second-order loss {', '.join(through)}, and torch.compile cannot "
+                f"differentiate a compiled network twice; remove {name} from the list."
+            )

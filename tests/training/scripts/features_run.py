@@ -1,0 +1,118 @@
+"""A worker that trains a tiny autoencoder once per setting and stage; one process per rank.
+
+usage: features_run.py OUT
+
+Four slices in all, whatever the number of workers. Writes `<setting>/<stage>/<network>.<key>` -> final weights, and of
+the engine `<setting>/<stage>/skipped` and `.../scale`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import matrix_run
+import torch
+from matrix_run import SLICE, FixedStream, final_state, make_job, make_trainer, real_slice
+from safetensors.torch import save_file
+from torch import Generator, Tensor, nn
+
+from bessemer.nn.norm import AffineBatchNorm
+from bessemer.systems.contract import Batch, Loss, Update
+from bessemer.training.distributed import end_process, init_deepspeed, join_workers
+from bessemer.training.loop import owned_slices
+
+SLICES, BATCH = 4, 4 * SLICE
+ADAM = {"name": "adam", **matrix_run.OPTIMIZERS["adam"]}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lamb": {
+        "optimizers": {"vae": {"name": "lamb", "lr": 0.02, "betas": [0.5, 0.9], "eps": 1e-4, "weight_decay": 0.1}}
+    },
+    "lars": {"optimizers": {"vae": {"name": "lars", "lr": 2.0, "momentum": 0.9, "trust": 0.02, "weight_decay": 0.01}}},
+    "schedule": {
+        "lr_schedule": {"warmup_kimg": 1.5 * BATCH / 1000, "decay": "cosine", "final": 0.1},
+        "lr_scaling": "sqrt",
+        "lr_reference_batch": BATCH // 4,
+    },
+    "nan at 0": {},
+    "nan at 2": {},
+    "nan at 2, sanitized": {"sanitize_gradients": True},
+    "clip": {"gradient_clipping": 0.5},
+    "fp16": {"precision": "fp16"},
+    "shared statistics": {"batch_statistics": "workers"},
+    "compile": {"compile": ["generator", "discriminator"]},
+}
+
+
+class NormNet(nn.Module):
+    """A network with batch normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(12, 16, bias=False), AffineBatchNorm(16), nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.norm(self.a(x).view(-1, 16, 1, 1)).flatten(1)))
+
+
+class NormMethod(matrix_run.Method):
+    """Reconstruction and a penalty on the slope: second derivatives through the normalisation."""
+
+    def __init__(self, config: Any, method: str) -> None:
+        super().__init__(config, "vae")
+        self._networks = {"vae": NormNet()}
+
+    def updates(self, clock: Any) -> list[Update]:
+        return [Update("vae", "vae", self.loss, second_order=True)]
+
+    def loss(self, batch: Batch, draws: Generator) -> Loss:
+        x = batch.images.flatten(1).requires_grad_()
+        y = self._networks["vae"](x)
+        (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return Loss((y - x).square().mean() + 0.01 * slope.square().mean())
+
+
+def poisoned(nimg: int, index: int) -> Batch:
+    """Slice 1 at `nimg` holds a NaN."""
+    batch = real_slice(nimg, index)
+    if index == 1:
+        batch.images[0, 0, 0, 0] = float("nan")
+    return batch
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    results: dict[str, Tensor] = {}
+    with join_workers() as workers:
+        init_deepspeed(workers.device)
+        own = owned_slices(SLICES, workers.rank, workers.size)
+        for setting, fields in SETTINGS.items():
+            for stage in (0, 1, 2):
+                if setting == "compile" and (stage, workers.size) != (1, 1):
+                    continue  # compiling takes half a minute
+                method = "hinge" if setting == "compile" else "vae"
+                adam = dict.fromkeys(matrix_run.make_networks(method), ADAM)
+                job = make_job(method, stage, SLICES, workers.size, **{"optimizers": adam, **fields})
+                bad = int(setting[7]) * BATCH if setting.startswith("nan at") else -1
+                stream = FixedStream(own, lambda n, i, bad=bad: (poisoned if n == bad else real_slice)(n, i))
+                system = NormMethod if setting == "shared statistics" else matrix_run.Method
+                trainer = make_trainer(job, method, workers, out.parent / "checkpoints", stream, system)
+                for _ in range(20 if setting == "fp16" else matrix_run.ITERATIONS):
+                    trainer._iteration()
+                results |= {f"{setting}/{stage}/{k}": v for k, v in final_state(trainer).items()}
+                if setting == "compile":
+                    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+                    results["compile/1/graphs"] = torch.tensor(float(graphs))
+                    continue
+                gradients = trainer.engines["vae"].gradients
+                results[f"{setting}/{stage}/skipped"] = torch.tensor(float(gradients.skipped))
+                if gradients.scale is not None:
+                    results[f"{setting}/{stage}/scale"] = torch.tensor(gradients.scale.value)
+        save_file(results, out.with_suffix(f".{workers.rank}.safetensors"))
+
+
+if __name__ == "__main__":
+    main()
+    end_process(0)
