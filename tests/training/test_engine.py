@@ -176,6 +176,15 @@ def test_half_precision_is_that_of_torch(results: Results, workers: int, stage: 
         assert float(state[f"fp16/{stage}/skipped"]) == halved
 
 
+@everywhere
+def test_the_loss_scale_survives_a_restart(results: Results, workers: int, stage: int) -> None:
+    for state in results[workers]:
+        assert torch.equal(state[f"fp16, resumed/{stage}/scale"], state[f"fp16/{stage}/scale"])
+        for name in ("encoder.0.weight", "decoder.2.bias"):
+            straight, resumed = state[f"fp16/{stage}/vae.{name}"], state[f"fp16, resumed/{stage}/vae.{name}"]
+            assert torch.equal(straight, resumed)
+
+
 def normalised_loop(workers: int) -> dict[str, Tensor]:
     """The network with batch normalisation over groups of slices, by hand."""
     draws = generator("cpu", SEED, "init")

@@ -26,7 +26,10 @@ def check_training(training: TrainingSpec, system: System) -> None:
             f"{', '.join(u.name for u in second)}; set training.zero_stage to 2 or lower."
         )
     if training.zero_stage == 3:
-        raise SpecError("training.zero_stage: 3 is not supported yet; set it to 2 or lower.")
+        raise SpecError(
+            "training.zero_stage: 3 is not supported: it scatters the weights themselves, and averages, checkpoints "
+            "and spectral normalisation would find empty tensors; set training.zero_stage to 2 or lower."
+        )
     for name in training.compile:
         if name not in system.networks():
             raise SpecError(f"training.compile: {system.name} has no network {name!r}; it has {networks}.")

@@ -138,7 +138,8 @@ class StepMeter:
     def slice(self, update: str) -> Iterator[None]:
         """Count the operations of one slice of `update`: while the first one runs, from then on by its number."""
         if update not in self.flops_per_slice:
-            with FlopCount() as count:
+            # Compiled code hides its operations, and code that is first met while they are counted is never compiled.
+            with torch.compiler.set_stance("force_eager"), FlopCount() as count:
                 yield
             self.flops_per_slice[update] = count.total
         else:

@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "nan at 2, sanitized": {"sanitize_gradients": True},
     "clip": {"gradient_clipping": 0.5},
     "fp16": {"precision": "fp16"},
+    "fp16, resumed": {"precision": "fp16"},
     "shared statistics": {"batch_statistics": "workers"},
     "compile": {"compile": ["generator", "discriminator"]},
 }
@@ -98,8 +99,15 @@ def main() -> None:
                 bad = int(setting[7]) * BATCH if setting.startswith("nan at") else -1
                 stream = FixedStream(own, lambda n, i, bad=bad: (poisoned if n == bad else real_slice)(n, i))
                 system = NormMethod if setting == "shared statistics" else matrix_run.Method
-                trainer = make_trainer(job, method, workers, out.parent / "checkpoints", stream, system)
-                for _ in range(20 if setting == "fp16" else matrix_run.ITERATIONS):
+                root = out.parent / f"checkpoints{stage}"
+                trainer = make_trainer(job, method, workers, root, stream, system)
+                if setting == "fp16, resumed":
+                    for _ in range(10):
+                        trainer._iteration()
+                    trainer._save()
+                    trainer = make_trainer(job, method, workers, root, stream, system)
+                    assert trainer.resume()
+                for _ in range({"fp16": 20, "fp16, resumed": 10}.get(setting, matrix_run.ITERATIONS)):
                     trainer._iteration()
                 results |= {f"{setting}/{stage}/{k}": v for k, v in final_state(trainer).items()}
                 if setting == "compile":
