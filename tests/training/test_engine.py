@@ -94,16 +94,44 @@ def test_clipping(results: Results, workers: int, stage: int) -> None:
     check(results, "clip", workers, stage, run_of(clip), 1e-6)
 
 
+def cosine(step: int) -> float:
+    """Cosine decay from the end of the warm-up, one and a half steps, to a tenth."""
+    progress = (step - 1.5) / (ITERATIONS - 1.5)
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * max(progress, 0))) / 2
+
+
 @everywhere
 def test_learning_rate_follows_the_image_clock(results: Results, workers: int, stage: int) -> None:
     def schedule(loop: Plain, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        progress = (loop.steps - 1.5) / (ITERATIONS - 1.5)
-        cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * max(progress, 0))) / 2
-        factor = 1 / 1.5 if loop.steps == 0 else cosine
+        factor = 1 / 1.5 if loop.steps == 0 else cosine(loop.steps)
         loop.optimizers["vae"].param_groups[0]["lr"] = 2e-3 * 2 * factor  # sqrt(16 / 4)
         loop.adam(parameters, gradients)
 
     check(results, "schedule", workers, stage, run_of(schedule), 1e-6)
+
+
+@everywhere
+def test_the_journal_holds_norm_and_rate(results: Results, workers: int, stage: int) -> None:
+    norms: list[Tensor] = []
+
+    def measure(loop: Plain, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        norms.append(torch.cat([g.flatten() for g in gradients]).norm())
+        factor = 1 / 1.5 if loop.steps == 0 else cosine(loop.steps)
+        loop.optimizers["vae"].param_groups[0]["lr"] = 2e-3 * 2 * factor
+        loop.adam(parameters, gradients)
+
+    run_of(measure)
+    for state in results[workers]:
+        prefix = f"schedule/{stage}/journal/"
+        values = {k.removeprefix(prefix): float(v) for k, v in state.items() if k.startswith(prefix)}
+        assert values.keys() == {"grad_norm/vae", "lr/vae"}
+        assert values["grad_norm/vae"] == pytest.approx(float(torch.stack(norms).mean()), rel=1e-5)
+        assert values["lr/vae"] == pytest.approx(2e-3 * 2 * cosine(ITERATIONS - 1))
+        prefix = f"fp16/{stage}/journal/"
+        values = {k.removeprefix(prefix): float(v) for k, v in state.items() if k.startswith(prefix)}
+        assert values["loss_scale/vae"] == float(state[f"fp16/{stage}/scale"])
+        assert values["skipped_steps/vae"] == float(state[f"fp16/{stage}/skipped"])
+        assert math.isfinite(values["grad_norm/vae"])  # of the steps that were taken
 
 
 @everywhere

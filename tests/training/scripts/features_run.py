@@ -3,7 +3,7 @@
 usage: features_run.py OUT
 
 Four slices in all, whatever the number of workers. Writes `<setting>/<stage>/<network>.<key>` -> final weights, and of
-the engine `<setting>/<stage>/skipped` and `.../scale`.
+the engine `<setting>/<stage>/skipped` and `.../scale`, of the journal `.../journal/<name>`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bessemer.training.loop import owned_slices
 
 SLICES, BATCH = 4, 4 * SLICE
 ADAM = {"name": "adam", **matrix_run.OPTIMIZERS["adam"]}
+JOURNALLED = ("grad_norm", "lr", "loss_scale", "skipped_steps")
 SETTINGS: dict[str, dict[str, Any]] = {
     "lamb": {
         "optimizers": {"vae": {"name": "lamb", "lr": 0.02, "betas": [0.5, 0.9], "eps": 1e-4, "weight_decay": 0.1}}
@@ -114,6 +115,12 @@ def main() -> None:
                     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
                     results["compile/1/graphs"] = torch.tensor(float(graphs))
                     continue
+                if setting in ("schedule", "fp16"):  # the others' losses may be NaN, which ends a run
+                    lines: list[dict[str, float]] = []
+                    trainer.write = lambda kind, nimg, values, lines=lines: lines.append(values)
+                    trainer._log()
+                    named = {k: v for k, v in lines[0].items() if k.partition("/")[0] in JOURNALLED}
+                    results |= {f"{setting}/{stage}/journal/{k}": torch.tensor(v) for k, v in named.items()}
                 gradients = trainer.engines["vae"].gradients
                 results[f"{setting}/{stage}/skipped"] = torch.tensor(float(gradients.skipped))
                 if gradients.scale is not None:
