@@ -106,6 +106,7 @@ def main() -> None:
                     for _ in range(10):
                         trainer._iteration()
                     trainer._save()
+                    trainer.checkpoints.finish()
                     trainer = make_trainer(job, method, workers, root, stream, system)
                     assert trainer.resume()
                 for _ in range({"fp16": 20, "fp16, resumed": 10}.get(setting, matrix_run.ITERATIONS)):

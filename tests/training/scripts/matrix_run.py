@@ -220,7 +220,7 @@ def make_trainer(
     engines = build_engines(system.networks(), system.optimizers(), job.training, workers, system.updates(Clock(0, 0)))
     identity = Identity("matrix", {"method": method}, SEED, job.training.batch_size, SLICE, "none")
     stream = stream or FixedStream(owned_slices(job.slices, workers.rank, workers.size))
-    store = CheckpointStore(root, 1, workers)
+    store = CheckpointStore(root, job.checkpoint, workers)
     write, evaluate = (lambda *a, **k: None), (lambda clock, state: None)
     return Trainer(job, system, engines, {}, stream, store, identity, workers, write, evaluate)
 

@@ -81,7 +81,7 @@ def main() -> None:
         slices = owned_slices(job.slices, workers.rank, workers.size)
         stream = SliceStream(dataset, seed=job.seed, batch_size=BATCH, slice_size=SLICE, slices=slices)
         identity = Identity("biggan", {}, job.seed, BATCH, SLICE, dataset.manifest.hash)
-        store = CheckpointStore(options.out.parent / "checkpoints", 1, workers)
+        store = CheckpointStore(options.out.parent / "checkpoints", job.checkpoint, workers)
         write, evaluate = (lambda *a, **k: None), (lambda clock, state: None)
         trainer = Trainer(job, system, engines, emas, stream, store, identity, workers, write, evaluate)
         try:
