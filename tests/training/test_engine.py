@@ -164,18 +164,18 @@ def test_lars_is_the_papers_algorithm(results: Results, workers: int, stage: int
     check(results, "lars", workers, stage, run_of(lars), 1e-6)
 
 
-def half_precision_loop() -> tuple[dict[str, Tensor], float, int]:
-    """torch's own GradScaler around slices in fp16; weights, final scale and the number of overflows."""
+def half_precision_loop(dtype: torch.dtype, scaled: bool) -> tuple[dict[str, Tensor], float, int]:
+    """torch's own GradScaler around slices in half precision; weights, final scale and the number of overflows."""
     draws = generator("cpu", SEED, "init")
     p = {k: torch.randn(s, generator=draws).mul(0.3).requires_grad_() for k, s in SHAPES["vae"].items()}
     optimizer = torch.optim.Adam(p.values(), 2e-3, (0.5, 0.9), 1e-4)
-    scaler = torch.amp.GradScaler("cpu")
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     halved = 0
-    for iteration in range(20):
+    for iteration in range(20 if scaled else ITERATIONS):
         for i in range(4):
             nimg = iteration * BATCH
             x = torch.randn(SLICE, 12, generator=generator("cpu", SEED, "data", nimg, i))
-            with torch.autocast("cpu", torch.float16):
+            with torch.autocast("cpu", dtype):
                 h = torch.tanh(torch.nn.functional.linear(x, p["encoder.0.weight"], p["encoder.0.bias"]))
                 code = torch.nn.functional.linear(h, p["encoder.2.weight"], p["encoder.2.bias"])
                 mean, log_var = code.chunk(2, dim=1)
@@ -196,7 +196,7 @@ def half_precision_loop() -> tuple[dict[str, Tensor], float, int]:
 
 @everywhere
 def test_half_precision_is_that_of_torch(results: Results, workers: int, stage: int) -> None:
-    wanted, scale, halved = half_precision_loop()
+    wanted, scale, halved = half_precision_loop(torch.float16, scaled=True)
     assert 0 < halved < 15, "the scale must overflow, and then find its place, for this test to say anything"
     check(results, "fp16", workers, stage, wanted, 1e-6)
     for state in results[workers]:
@@ -205,12 +205,24 @@ def test_half_precision_is_that_of_torch(results: Results, workers: int, stage: 
 
 
 @everywhere
-def test_the_loss_scale_survives_a_restart(results: Results, workers: int, stage: int) -> None:
+def test_brain_float_is_that_of_torch(results: Results, workers: int, stage: int) -> None:
+    check(results, "bf16", workers, stage, half_precision_loop(torch.bfloat16, scaled=False)[0], 1e-6)
+
+
+@everywhere
+@pytest.mark.parametrize("setting", ["lamb", "lars", "schedule", "fp16"])
+def test_a_restart_changes_no_bit(results: Results, setting: str, workers: int, stage: int) -> None:
+    """Moments of large-batch optimizers, the place in the schedule and the loss scale."""
     for state in results[workers]:
-        assert torch.equal(state[f"fp16, resumed/{stage}/scale"], state[f"fp16/{stage}/scale"])
-        for name in ("encoder.0.weight", "decoder.2.bias"):
-            straight, resumed = state[f"fp16/{stage}/vae.{name}"], state[f"fp16, resumed/{stage}/vae.{name}"]
-            assert torch.equal(straight, resumed)
+        straight, resumed = f"{setting}/{stage}/", f"{setting}, resumed/{stage}/"
+        names = [k.removeprefix(straight) for k in state if k.startswith(f"{straight}vae.")]
+        for name in [*names, *(["scale"] if setting == "fp16" else [])]:
+            assert torch.equal(state[straight + name], state[resumed + name]), name
+
+
+@everywhere
+def test_memory_layout_changes_nothing(results: Results, workers: int, stage: int) -> None:
+    check(results, "channels last", workers, stage, run_of(Plain.adam), 1e-6)
 
 
 def normalised_loop(workers: int) -> dict[str, Tensor]:

@@ -41,7 +41,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "nan at 2, sanitized": {"sanitize_gradients": True},
     "clip": {"gradient_clipping": 0.5},
     "fp16": {"precision": "fp16"},
-    "fp16, resumed": {"precision": "fp16"},
+    "bf16": {"precision": "bf16"},
+    "channels last": {"channels_last": True},
     "shared statistics": {"batch_statistics": "workers"},
     "compile": {"compile": ["generator", "discriminator"]},
 }
@@ -75,6 +76,9 @@ class NormMethod(matrix_run.Method):
         return Loss((y - x).square().mean() + 0.01 * slope.square().mean())
 
 
+SETTINGS |= {f"{name}, resumed": SETTINGS[name] for name in ("lamb", "lars", "schedule", "fp16")}
+
+
 def poisoned(nimg: int, index: int) -> Batch:
     """Slice 1 at `nimg` holds a NaN."""
     batch = real_slice(nimg, index)
@@ -100,17 +104,23 @@ def main() -> None:
                 bad = int(setting[7]) * BATCH if setting.startswith("nan at") else -1
                 stream = FixedStream(own, lambda n, i, bad=bad: (poisoned if n == bad else real_slice)(n, i))
                 system = NormMethod if setting == "shared statistics" else matrix_run.Method
-                root = out.parent / f"checkpoints{stage}"
+                root = out.parent / f"{setting}{stage}"
                 trainer = make_trainer(job, method, workers, root, stream, system)
-                if setting == "fp16, resumed":
-                    for _ in range(10):
+                iterations = 20 if setting.startswith("fp16") else matrix_run.ITERATIONS
+                if setting.endswith(", resumed"):
+                    for _ in range(iterations // 2):
                         trainer._iteration()
                     trainer._save()
                     trainer.checkpoints.finish()
                     trainer = make_trainer(job, method, workers, root, stream, system)
                     assert trainer.resume()
-                for _ in range({"fp16": 20, "fp16, resumed": 10}.get(setting, matrix_run.ITERATIONS)):
+                    iterations -= iterations // 2
+                for _ in range(iterations):
                     trainer._iteration()
+                if setting == "channels last":
+                    images = trainer._on_device(real_slice(0, 0)).images
+                    assert images.is_contiguous(memory_format=torch.channels_last)
+                    assert not images.is_contiguous()
                 results |= {f"{setting}/{stage}/{k}": v for k, v in final_state(trainer).items()}
                 if setting == "compile":
                     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
