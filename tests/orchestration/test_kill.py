@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from bessemer.data.pack import pack
 from bessemer.tracking.journal import read_journal
+from bessemer.tracking.runs import load_run
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -46,16 +47,20 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def torchrun(job: Path, run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "bessemer.orchestration.worker", str(job), "--run-dir", str(run)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(job: Path) -> Path:
     """The same job under plain torchrun, without Ray."""
     run = job.parent / "undisturbed"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "bessemer.orchestration.worker", str(job), "--run-dir", str(run)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    process = torchrun(job, run)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     return run
 
 
@@ -112,6 +117,48 @@ def test_a_killed_worker_is_replaced(job: Path, undisturbed: Path, tmp_path: Pat
     assert "workers_lost" in events
     assert "resumed" in events
     assert events[-1] == "finished"
+    assert_same_weights(run, undisturbed)
+
+
+@pytest.mark.parametrize("whom", ["one worker", "torchrun"])
+def test_sigterm_under_torchrun_writes_a_checkpoint(job: Path, undisturbed: Path, tmp_path: Path, whom: str) -> None:
+    run = tmp_path / "run"
+    process = torchrun(job, run)
+    wait_for("the run to be under way", lambda: images_seen(run) >= 300, process)
+    os.kill(worker_pid(run, 1) if whom == "one worker" else process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    if whom == "one worker":
+        assert re.search(r"exitcode\s*: 75", output), output
+    (stopped,) = (r for r in read_journal(run / "journal.jsonl") if r.get("event") == "preempted")
+    assert (run / "checkpoints" / f"kimg-{stopped['nimg'] / 1000:010.3f}" / "manifest.json").is_file()
+    assert load_run(run).state == "stopped"
+    again = torchrun(job, run)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    resumed = [r["nimg"] for r in read_journal(run / "journal.jsonl") if r.get("event") == "resumed"]
+    assert resumed == [stopped["nimg"]]
+    assert_same_weights(run, undisturbed)
+
+
+def test_sigterm_to_the_driver_stops_a_run_that_resumes(job: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = bessemer("train", job, "--run-dir", run)
+    wait_for("the run to be under way", lambda: images_seen(run) >= 300, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert f"go on with: bessemer resume {run}" in output
+    events = [r for r in read_journal(run / "journal.jsonl") if r["kind"] == "event"]
+    assert [r["event"] for r in events[-2:]] == ["preempted", "stopped"]
+    stopped = events[-2]["nimg"]
+    assert 300 <= stopped < 1200
+    assert load_run(run).state == "stopped"
+    again = bessemer("resume", run)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    resumed = [r["nimg"] for r in read_journal(run / "journal.jsonl") if r.get("event") == "resumed"]
+    assert resumed == [stopped]
     assert_same_weights(run, undisturbed)
 
 

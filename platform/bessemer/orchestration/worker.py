@@ -49,7 +49,7 @@ from bessemer.training.stopping import EXIT_STOPPED, StopRequest
 
 __all__ = ["Evaluation", "run_worker"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("bessemer.orchestration.worker")  # under torchrun, __name__ is __main__
 
 
 class Evaluation:

@@ -140,12 +140,15 @@ class CheckpointStore:
             if self._workers.is_first:
                 self._reports.append(SaveReport(final.name, error, time.monotonic() - began, 0.0))
             return
+        kinds = {name: self._kinds(engine, emas.get(name)) for name, engine in engines.items()}
         tensors: dict[str, Tensor] = {}
         layout: dict[str, tuple[int, int]] = {}
-        for key, fragment in self._keyed_fragments(engines, emas):
-            if fragment.data.numel():
-                tensors[key] = fragment.data
-                layout[key] = (fragment.start, fragment.data.numel())
+        for network, by_kind in kinds.items():
+            for kind, fragments in by_kind.items():
+                for f in fragments:
+                    if f.data.numel():
+                        tensors[f"{network}/{kind}/{f.name}"] = f.data
+                        layout[f"{network}/{kind}/{f.name}"] = (f.start, f.data.numel())
         self._share.take(tensors)
         state = None
         if self._workers.is_first:
@@ -156,7 +159,7 @@ class CheckpointStore:
                 "identity": vars(identity),
                 "system": dict(system_state),
                 "optimizer_steps": {n: e.optimizer_steps() for n, e in engines.items()},
-                "state_keys": {n: sorted(e.state_fragments()) for n, e in engines.items()},
+                "state_keys": {n: sorted(k[6:] for k in by if k.startswith("state.")) for n, by in kinds.items()},
                 "workers": self._workers.size,
                 "zero_stage": {n: e.zero_stage for n, e in engines.items()},
             }
@@ -242,18 +245,6 @@ class CheckpointStore:
     def _is_sound(self, path: Path) -> bool:
         return path not in self._damaged and damage(path, content=False) is None
 
-    @staticmethod
-    def _keyed_fragments(
-        engines: Mapping[str, NetworkEngine], emas: Mapping[str, ShardedEma]
-    ) -> list[tuple[str, Fragment]]:
-        out = []
-        for network, engine in engines.items():
-            kinds = CheckpointStore._shares(engine)
-            if network in emas:
-                kinds |= emas[network].kinds()
-            out += [(f"{network}/{kind}/{f.name}", f) for kind, fragments in kinds.items() for f in fragments]
-        return out
-
     def find(self) -> tuple[Path | None, list[str]]:
         """The newest undamaged checkpoint, and why newer ones were skipped."""
         self.finish()
@@ -295,7 +286,7 @@ class CheckpointStore:
         for network, engine in engines.items():
             engine.allocate_state(state["state_keys"][network], state["optimizer_steps"][network])
             # ZeRO 0 replicates: every worker needs all of the weights, not only its share.
-            kinds = self._whole(engine) if engine.zero_stage == 0 else self._shares(engine)
+            kinds = self._whole(engine) if engine.zero_stage == 0 else self._kinds(engine)
             if network in emas:
                 kinds |= emas[network].kinds()
             for kind, fragments in kinds.items():
@@ -308,9 +299,10 @@ class CheckpointStore:
         return Clock(nimg=state["nimg"], iteration=state["iteration"]), state["system"]
 
     @staticmethod
-    def _shares(engine: NetworkEngine) -> dict[str, list[Fragment]]:
-        """This worker's fragments by kind."""
-        return {"weight": engine.fragments(), **{f"state.{k}": v for k, v in engine.state_fragments().items()}}
+    def _kinds(engine: NetworkEngine, ema: ShardedEma | None = None) -> dict[str, list[Fragment]]:
+        """This worker's fragments by kind: weights, optimizer states, averages."""
+        states = {f"state.{key}": fragments for key, fragments in engine.state_fragments().items()}
+        return {"weight": engine.fragments(), **states, **(ema.kinds() if ema is not None else {})}
 
     @staticmethod
     def _whole(engine: NetworkEngine) -> dict[str, list[Fragment]]:
