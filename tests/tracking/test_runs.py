@@ -14,7 +14,7 @@ import yaml
 from bessemer.cli.runs import runs as runs_command
 from bessemer.errors import RunError
 from bessemer.tracking.files import RUN_LOCK, hold_lock
-from bessemer.tracking.runs import evaluation_curves, flatten, list_runs, load_run, summarise
+from bessemer.tracking.runs import evaluation_curves, flatten, list_runs, load_run, metric_scores, summarise
 
 
 def test_row_of_a_finished_run(make_run: Any) -> None:
@@ -56,6 +56,15 @@ def test_a_run_that_was_told_to_stop_is_stopped_until_it_goes_on(make_run: Any) 
     assert _state(run.path) == "stopped"
     run.event("resumed", 100)
     assert _state(run.path) == "running"
+
+
+def test_scores_are_of_one_protocol(make_run: Any) -> None:
+    run = make_run().whole()
+    run.evaluate(40_000, 0.01, samples=7)  # somebody looked again, with fewer samples
+    run.evaluate(20_000, float("nan"))
+    scores = metric_scores(run.path, "kid_efflite0")
+    assert scores == {0: 0.5, 10_000: pytest.approx(0.4), 30_000: pytest.approx(0.2), 40_000: pytest.approx(0.1)}
+    assert metric_scores(run.path, None) == metric_scores(run.path, "fid") == {}
 
 
 def test_old_journal_without_lock_is_stopped(make_run: Any) -> None:

@@ -18,6 +18,7 @@ from tests.training.tiny_work import IMAGES, assert_same, events, train
 from bessemer.training.checkpoint_files import complete_checkpoints, kimg_name, verify_checkpoint
 from bessemer.training.host_copy import HostCopy
 from bessemer.training.saving import reason
+from bessemer.training.stopping import EXIT_STOPPED
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
 
@@ -116,3 +117,29 @@ def test_a_checkpoint_that_cannot_take_its_place_is_reported(tmp_path: Path) -> 
     assert kimg_name(4 * IMAGES) in failed["reason"]
     assert [p.name for p in complete_checkpoints(tmp_path / "checkpoints")] == [kimg_name(8 * IMAGES)]
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_the_newest_whole_checkpoint_survives_a_damaged_one_ahead_of_it(tmp_path: Path) -> None:
+    """With `keep_last` 1, counting the damaged one would leave nothing to resume from."""
+
+    def run(expected: int, **policy: object) -> list[str]:
+        group = start_group(train, 1, tmp_path / "log", tmp_path, 0, 8, policy)
+        assert wait_for_group(group, 60) == [expected], (tmp_path / "log").read_text()
+        return [p.name for p in complete_checkpoints(tmp_path / "checkpoints")]
+
+    straight, bent = kimg_name(4 * IMAGES), kimg_name(8 * IMAGES)
+    assert run(0, keep_last=2) == [straight, bent]
+    final = (tmp_path / "final.safetensors").read_bytes()
+    file = tmp_path / "checkpoints" / bent / "shared.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # its length is right: only its bytes tell
+    file.write_bytes(data)
+    (tmp_path / ".stop").touch()
+    assert run(EXIT_STOPPED, keep_last=1) == [kimg_name(5 * IMAGES), bent]
+    assert "shared.safetensors: sha256 differs" in events(tmp_path, "checkpoint_skipped")[0]["reason"]
+    (tmp_path / ".stop").unlink()
+    assert run(0, keep_last=1) == [bent]
+    verify_checkpoint(tmp_path / "checkpoints" / bent)
+    assert (tmp_path / "final.safetensors").read_bytes() == final

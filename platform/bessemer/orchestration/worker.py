@@ -34,7 +34,7 @@ from bessemer.systems.contract import Clock, System
 from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo, fill_networks, sampled_state, save_snapshot
 from bessemer.tracking.journal import read_journal
-from bessemer.tracking.runs import evaluation_curves, load_run
+from bessemer.tracking.runs import metric_scores
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.checkpoint_files import kimg_name
 from bessemer.training.checks import check_training
@@ -205,13 +205,19 @@ def _train(run: RunDirectory) -> bool:
             rows = job.evaluation.grid
             ids = stream.order.ids(0, 0, rows * rows) % len(dataset)
             save_png(run.path / "samples" / "real.png", tile(dataset.read(ids), rows))
+
+        def scores() -> dict[int, float]:
+            return metric_scores(run.path, job.checkpoint.keep_best)
+
         trainer = Trainer(
             job,
             system,
             engines,
             emas,
             stream,
-            CheckpointStore(run.checkpoints, job.checkpoint, workers, lambda: _scores(run, job.checkpoint.keep_best)),
+            CheckpointStore(
+                run.checkpoints, job.checkpoint, workers, lambda: metric_scores(run.path, job.checkpoint.keep_best)
+            ),
             identity,
             workers,
             write,
@@ -229,14 +235,6 @@ def _train(run: RunDirectory) -> bool:
             return finished
         finally:
             stream.close()
-
-
-def _scores(run: RunDirectory, metric: str | None) -> dict[int, float]:
-    """Images seen -> value of a metric so far, by the run's own protocol; lower is better."""
-    if metric is None:
-        return {}
-    curve = next((c for c in evaluation_curves(load_run(run.path)) if c.metric == metric), None)
-    return {point.nimg: point.value for point in curve.points} if curve else {}
 
 
 def _log_to_file(run: RunDirectory, rank: int) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "flatten",
     "list_runs",
     "load_run",
+    "metric_scores",
     "summarise",
     "text",
 ]
@@ -259,6 +260,17 @@ def evaluation_curves(run: Run) -> list[Curve]:
     metrics = sorted({curve.metric for curve in ordered})
     metrics.sort(key=lambda metric: wanted.index(metric) if metric in wanted else len(wanted))
     return [curve for metric in metrics for curve in ordered if curve.metric == metric]
+
+
+def metric_scores(path: str | Path, metric: str | None) -> dict[int, float]:
+    """Images seen -> value of a metric so far, by the run's own protocol; nothing without a metric.
+
+    Raises:
+        RunError: `path` is no run directory.
+    """
+    curves = evaluation_curves(load_run(path)) if metric is not None else []
+    curve = next((curve for curve in curves if curve.metric == metric), None)
+    return {point.nimg: point.value for point in curve.points} if curve else {}
 
 
 def summarise(run: Run) -> RunSummary:
