@@ -41,6 +41,8 @@ class HostCopy:
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._kinds: list[tuple[str, torch.dtype, torch.Size]] | None = None
+        self._places: list[Tensor] = []
         self._header = b""
         self._bytes = 0
 
@@ -49,23 +51,32 @@ class HostCopy:
         """Copy `tensors`, from wherever they are. Returns when they may change again."""
         # Larger elements first, so that every tensor is aligned to its elements.
         order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        kinds = [(name, tensor.dtype, tensor.shape) for name, tensor in order]
+        if kinds != self._kinds:
+            self._arrange(kinds, pinned=on_gpu)
+        if order:
+            torch._foreach_copy_(self._places, [tensor for _, tensor in order], non_blocking=on_gpu)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    def _arrange(self, kinds: list[tuple[str, torch.dtype, torch.Size]], *, pinned: bool) -> None:
+        """Find a place in the buffer for each tensor, and write the header that says where it is."""
         header: dict[str, Any] = {}
         at = 0
-        for name, tensor in order:
-            end = at + tensor.numel() * tensor.element_size()
-            header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        for name, dtype, shape in kinds:
+            end = at + shape.numel() * dtype.itemsize
+            header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [at, end]}
             at = end
-        self._reserve(at, pinned=any(t.is_cuda for t in tensors.values()))
-        for name, tensor in order:
-            start, end = header[name]["data_offsets"]
-            if end > start:
-                place = self._buffer[start:end].view(tensor.dtype).view(tensor.shape)
-                place.copy_(tensor, non_blocking=True)
-        if any(t.is_cuda for t in tensors.values()):
-            torch.cuda.synchronize()
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         self._header, self._bytes = len(text).to_bytes(8, "little") + text, at
+        self._places = []
+        self._reserve(at, pinned=pinned)
+        for name, dtype, shape in kinds:
+            start, end = header[name]["data_offsets"]
+            self._places.append(self._buffer[start:end].view(dtype).view(shape))
+        self._kinds = kinds
 
     def _reserve(self, size: int, *, pinned: bool) -> None:
         if self._buffer.numel() < size:
