@@ -108,11 +108,8 @@ def main() -> int:
     """Measure and print."""
     options = parse_options(__doc__)
     torch.set_num_threads(1)
-    # On a disk: what lies in memory is written in no time.
-    with (
-        tempfile.TemporaryDirectory(dir=options.out.parent if options.out else ".") as directory,
-        join_workers() as workers,
-    ):
+    # Here, on a disk: /tmp may be memory, where files are written in no time.
+    with tempfile.TemporaryDirectory(dir=".") as directory, join_workers() as workers:
         init_deepspeed(workers.device)
         bench = Bench(workers, Path(directory))
         seconds = alternate(
