@@ -85,11 +85,13 @@ def launch(tmp_path: Path) -> Launch:
     """``launch(workers, stage, iterations, *more)`` trains and returns each worker's final state."""
     count = 0
 
-    def run(size: int, stage: int, iterations: int, *more: object) -> list[dict[str, torch.Tensor]]:
+    def run(
+        size: int, stage: int, iterations: int, *more: object, script: str = "tiny_run.py"
+    ) -> list[dict[str, torch.Tensor]]:
         nonlocal count
         count += 1
         out = tmp_path / f"out{count}"
-        processes = start_workers(size, out, stage, iterations, *more)
+        processes = start_workers(size, out, stage, iterations, *more, script=script)
         wait_for(processes)
         return [load_file(out.with_suffix(f".{rank}.safetensors")) for rank in range(size)]
 

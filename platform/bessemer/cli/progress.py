@@ -115,6 +115,8 @@ class _Display:
             "workers_lost": lambda: "; ".join(f"worker {k}: {v}" for k, v in (record.get("reasons") or {}).items()),
             "checkpoint_skipped": lambda: str(record.get("reason")),
             "checkpoint_failed": lambda: str(record.get("reason")),
+            "update_skipped": lambda: str(record.get("reason")),
+            "rolled_back": lambda: str(record.get("reason")),
         }.get(str(name), lambda: "")()
         self._say(f"{kimg:8.1f} kimg  {name} {more}".rstrip())
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["UpdateStateLayer", "begin_update", "end_update"]
+__all__ = ["UpdateStateLayer", "begin_update", "end_update", "pending_sums"]
 
 
 class UpdateStateLayer(nn.Module):
@@ -36,6 +36,11 @@ def _layers(networks: Iterable[nn.Module]) -> list[UpdateStateLayer]:
     return [m for net in networks for m in net.modules() if isinstance(m, UpdateStateLayer) and m.training]
 
 
+def pending_sums(networks: Iterable[nn.Module]) -> list[Tensor]:
+    """This worker's sums that :func:`end_update` would commit, live."""
+    return [t for layer in _layers(networks) for t in layer.pending()]
+
+
 @torch.no_grad()
 def begin_update(networks: Iterable[nn.Module]) -> None:
     """Open an update on every layer of `networks` that is in training mode."""
@@ -50,8 +55,7 @@ def end_update(networks: Iterable[nn.Module], all_reduce: Callable[[Tensor], obj
     Args:
         all_reduce: sums a 1-D float32 tensor over the workers in place; ``None`` on one worker.
     """
-    layers = _layers(networks)
-    pending = [t for layer in layers for t in layer.pending()]
+    layers, pending = _layers(networks), pending_sums(networks)
     if pending and all_reduce is not None:
         flat = torch.cat([t.reshape(-1).float() for t in pending])
         all_reduce(flat)

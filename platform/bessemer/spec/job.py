@@ -15,6 +15,7 @@ __all__ = [
     "DataSpec",
     "EmaSpec",
     "EvaluationSpec",
+    "GuardsSpec",
     "JobSpec",
     "LrScheduleSpec",
     "OptimizerSpec",
@@ -142,6 +143,17 @@ class EmaSpec(_Section):
     """Distance between two moments at which the profiles are stored."""
 
 
+class GuardsSpec(_Section):
+    """What happens when the numbers of a run go wrong."""
+
+    max_skips: Annotated[int, Field(ge=0)] = 3
+    """Updates in a row that are left out as not finite (loss or gradient); the next makes the run go back."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 2
+    """Times that the run goes back to its last checkpoint, with another random stream, before it stops."""
+    rollback_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """All learning rates are multiplied by this at each rollback."""
+
+
 class CheckpointSpec(_Section):
     """When a state to resume from is written."""
 
@@ -211,6 +223,7 @@ class JobSpec(_Section):
     data: DataSpec
     training: TrainingSpec
     ema: EmaSpec = EmaSpec()
+    guards: GuardsSpec = GuardsSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     tracking: TrackingSpec = TrackingSpec()

@@ -44,7 +44,9 @@ _GROUPS = {
     "gradient_norm": "Gradient norms",
 }
 _MOST_LINES = 6  # in one chart
-_MARKED = frozenset({"resumed", "worker_lost", "workers_lost", "restarted", "failed", "stopped", "preempted"})
+_MARKED = frozenset(
+    {"resumed", "worker_lost", "workers_lost", "restarted", "failed", "stopped", "preempted", "rolled_back"}
+)
 _MOST_EVENTS_UNFOLDED = 12
 _PROTOCOL_LABELS = {
     "samples": "generated images",

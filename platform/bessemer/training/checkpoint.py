@@ -245,13 +245,15 @@ class CheckpointStore:
     def _is_sound(self, path: Path) -> bool:
         return path not in self._damaged and damage(path, content=False) is None
 
-    def find(self) -> tuple[Path | None, list[str]]:
-        """The newest undamaged checkpoint, and why newer ones were skipped."""
+    def find(self, latest: int | None = None) -> tuple[Path | None, list[str]]:
+        """The newest undamaged checkpoint (until image `latest`), and why newer ones were skipped."""
         self.finish()
         found: tuple[Path | None, list[str]] = (None, [])
         if self._workers.is_first:
             skipped: list[str] = []
             for path in reversed(self.complete()):
+                if latest is not None and path.name > kimg_name(latest):
+                    continue
                 wrong = damage(path)
                 if wrong is None:
                     found = (path, skipped)
@@ -262,6 +264,15 @@ class CheckpointStore:
                 found = (None, skipped)
         result: tuple[Path | None, list[str]] = self._workers.from_first(found)
         return result
+
+    def forget_after(self, nimg: int) -> None:
+        """Delete checkpoints beyond `nimg`: the run went back there, and takes another way."""
+        self.finish()
+        if self._workers.is_first:
+            for path in self.complete():
+                if path.name > kimg_name(nimg):
+                    delete_checkpoint(path)
+        self._workers.barrier()
 
     @torch.no_grad()
     def restore(

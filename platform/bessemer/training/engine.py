@@ -126,6 +126,16 @@ class NetworkEngine:
             group["lr"] = lr * lr_factor
         self._engine.step()
 
+    def discard(self) -> None:
+        """Clear the accumulated gradients without a step: DeepSpeed goes its whole way, the optimizer does nothing."""
+        optimizer = self.torch_optimizer
+        step = optimizer.step
+        optimizer.step = lambda closure=None: None  # type: ignore[method-assign,assignment]
+        try:
+            self._engine.step()
+        finally:
+            optimizer.step = step  # type: ignore[method-assign]
+
     @property
     def lr(self) -> float:
         """Learning rate of the last step."""
@@ -135,6 +145,11 @@ class NetworkEngine:
     def skipped_steps(self) -> int:
         """Steps left out because a gradient was not finite."""
         return self.gradients.skipped
+
+    @property
+    def lowers_its_scale(self) -> bool:
+        """Whether a step that was left out may be the loss scale's fault: fp16, and there is something to halve."""
+        return self.gradients.scale is not None and self.gradients.scale.value >= 1
 
     def readings(self) -> dict[str, float]:
         """Scalars for the journal, equal on all workers: learning rate, loss scale of fp16, steps left out if any."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from bessemer.errors import TrainingError
 from bessemer.nn.norm import share_statistics
 from bessemer.nn.update_state import begin_update, end_update
 from bessemer.spec.job import JobSpec
-from bessemer.systems.contract import Batch, Clock, System, Update
+from bessemer.systems.contract import Batch, Clock, Loss, System, Update
+from bessemer.training.averages import Averages
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.distributed import Workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import NetworkEngine
+from bessemer.training.guards import Guards, RollBack
 from bessemer.training.meter import StepMeter
 from bessemer.training.precision import mixed_precision
 from bessemer.training.rng import generator
@@ -54,31 +54,6 @@ def crossed(every_kimg: float, before: int, now: int) -> bool:
     return int(now // every) > int(before // every)
 
 
-@dataclass
-class _Averages:
-    """Means of scalars over slices and steps, kept on the device: nothing waits for them until they are logged."""
-
-    workers: Workers
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, value: Tensor) -> None:
-        value = value.detach().float().reshape(())
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.counts[name] = self.counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        """Means over all workers since the last call. Collective."""
-        names = sorted(self.sums)
-        if not names:
-            return {}
-        stacked = torch.stack([self.sums[n] / self.counts[n] for n in names]).double()
-        means = (self.workers.sum(stacked) / self.workers.size).tolist()
-        self.sums.clear()
-        self.counts.clear()
-        return dict(zip(names, means, strict=True))
-
-
 class Trainer:
     """Trains one system on one group of workers, from where the run stands to its end."""
 
@@ -107,17 +82,19 @@ class Trainer:
             share_statistics(system.networks().values(), workers.rank, workers.size)
         self.slices = owned_slices(job.slices, workers.rank, workers.size)
         self.meter = StepMeter(workers.device, job.training.precision)
-        self._averages = _Averages(workers)
+        self.guards = Guards(job, workers, write)
+        self._averages = Averages(workers)
         self._logged_at = (0.0, 0)
 
-    def resume(self) -> bool:
-        """Go back to the newest undamaged checkpoint, if there is one. Collective; says whether there was."""
-        path, skipped = self.checkpoints.find()
+    def resume(self, latest: int | None = None) -> bool:
+        """Go to the newest undamaged checkpoint, if there is one (until image `latest`). Collective; says whether."""
+        path, skipped = self.checkpoints.find(latest)
         for reason in skipped:
             self.write("event", self.clock.nimg, event="checkpoint_skipped", reason=reason)
         if path is not None:
             self.clock, state = self.checkpoints.restore(path, self.identity, self.engines, self.emas)
             self.system.load_state_dict(state["system"])
+            self.guards.load_state_dict(state["guards"])
             for name, engine in self.engines.items():
                 engine.load_state_dict(state["engines"][name])
             if self.profiles is not None:
@@ -132,7 +109,7 @@ class Trainer:
             Whether the end was reached. If not, there is a checkpoint of where it stopped.
 
         Raises:
-            TrainingError: a loss is not finite.
+            TrainingError: the guards gave up.
         """
         job, total = self.job, round(self.job.training.total_kimg * 1000)
         if self.clock.nimg == 0:
@@ -142,11 +119,15 @@ class Trainer:
             network.train()
         while self.clock.nimg < total:
             before = self.clock
-            with self.meter.collectives():
-                self._iteration()
-            now, last = self.clock.nimg, self.clock.nimg >= total
-            if last or crossed(job.training.log_every_kimg, before.nimg, now):
-                self._log()
+            try:
+                with self.meter.collectives():
+                    self._iteration()
+                now, last = self.clock.nimg, self.clock.nimg >= total
+                if last or crossed(job.training.log_every_kimg, before.nimg, now):
+                    self._log()
+            except RollBack as why:
+                self._roll_back(why)
+                continue
             if self.profiles is not None and (last or crossed(job.ema.store_every_kimg, before.nimg, now)):
                 self.profiles.save(self.clock, self.emas)
             # Evaluating comes first: a run killed in between evaluates again rather than never.
@@ -182,13 +163,14 @@ class Trainer:
         """One optimizer step: gradients of this worker's slices, summed over slices and averaged over workers."""
         engine = self.engines[update.network]
         device, networks, part = self.workers.device, self.system.networks().values(), self.meter.part
+        losses: list[Loss] = []
         with part("data"):
-            batches = self.stream.batch(nimg)
+            batches = self.stream.batch(self.guards.data_position(nimg))
         with part("forward"):
             begin_update(networks)
         with engine.only_trained(self.engines):
             for index, batch in zip(self.slices, batches, strict=True):
-                draws = generator(device, self.job.seed, update.name, nimg, index)
+                draws = generator(device, self.guards.seed, update.name, nimg, index)
                 with part("data"):
                     on_device = self._on_device(batch)
                 with self.meter.slice(update.name):
@@ -196,15 +178,21 @@ class Trainer:
                         loss = update.loss(on_device, draws)
                     with part("backward"):
                         engine.backward(loss.value / len(self.slices))
-                self._averages.add(f"loss/{update.name}", loss.value)
-                for name, value in loss.scalars.items():
-                    self._averages.add(name, value)
+                losses.append(Loss(loss.value.detach(), loss.scalars))
             with part("communicate"):
-                end_update(networks, self.workers.sum)
+                accepted = self.guards.accept(update, engine, [loss.value for loss in losses], networks)
+                if accepted:
+                    end_update(networks, self.workers.sum)
             with part("optimizer"):
-                engine.step(lr_factor(self.job.training, nimg))
-        if engine.gradients.norm is not None:
-            self._averages.add(f"grad_norm/{engine.name}", engine.gradients.norm)
+                if accepted:
+                    engine.step(lr_factor(self.job.training, nimg) * self.guards.lr_factor)
+                else:
+                    engine.discard()
+        self.guards.stepped(update, engine, nimg)
+        if accepted:
+            self._averages.add_losses(update.name, losses)
+            if engine.gradients.norm is not None:
+                self._averages.add(f"grad_norm/{engine.name}", engine.gradients.norm)
 
     def _on_device(self, batch: Batch) -> Batch:
         layout = torch.channels_last if self.job.training.channels_last else torch.contiguous_format
@@ -212,7 +200,7 @@ class Trainer:
         return Batch(images=images, labels=batch.labels.to(self.workers.device))
 
     def _log(self) -> None:
-        """Write the means since the last line to the journal, and stop if they are not finite."""
+        """Write the means since the last line to the journal, and go back if they are not finite."""
         then, nimg = self._logged_at
         seconds = time.monotonic() - then
         for name, value in self.meter.take_seconds().items():  # per kimg, mean over the workers
@@ -221,19 +209,28 @@ class Trainer:
         values = self._averages.take()
         self._logged_at = (time.monotonic(), self.clock.nimg)
         bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+        if bad:
+            raise RollBack(
+                f"{', '.join(bad)} was not finite",
+                "Lower training.optimizers.*.lr or set training.gradient_clipping.",
+            )
         for engine in self.engines.values():
             values |= engine.readings()
         values["throughput/img_per_s"] = (self.clock.nimg - nimg) / max(seconds, 1e-9)
         if (mfu := self.meter.take_mfu(seconds)) is not None:
             values["throughput/mfu"] = mfu
-        if not bad:
-            self.write("metrics", self.clock.nimg, values=values)
-            return
-        last = self.checkpoints.complete()
-        raise TrainingError(
-            f"{', '.join(bad)}: not finite at {self.clock.kimg:g} kimg. Lower training.optimizers.*.lr or set "
-            f"training.gradient_clipping; {f'the last checkpoint is {last[-1].name}' if last else 'no checkpoint yet'}."
-        )
+        self.write("metrics", self.clock.nimg, values=values)
+
+    def _roll_back(self, why: RollBack) -> None:
+        """Go back to a checkpoint and take another way from there."""
+        self.guards.count_rollback(why, self.clock)
+        if not any(self.resume(latest) for latest in self.guards.bounds(why)):
+            raise self.guards.give_up(why, self.clock, self.guards.no_checkpoint(why))
+        self.guards.went_back(self.clock.nimg)
+        self.checkpoints.forget_after(self.clock.nimg)
+        self._saved_at = None
+        self._averages = Averages(self.workers)
+        self._logged_at = (time.monotonic(), self.clock.nimg)
 
     def ema_state(self) -> dict[str, Tensor]:
         """`<network>.<key>` -> averaged weights and current buffers of what sampling needs. Collective."""
@@ -248,7 +245,11 @@ class Trainer:
     def _save(self) -> None:
         """Copy the state; it is written while training goes on."""
         engines = {name: engine.state_dict() for name, engine in self.engines.items()}
-        state: dict[str, Any] = {"system": self.system.state_dict(), "engines": engines}
+        state: dict[str, Any] = {
+            "system": self.system.state_dict(),
+            "engines": engines,
+            "guards": self.guards.state_dict(),
+        }
         self.checkpoints.save(self.clock, self.identity, self.engines, self.emas, state)
         self._saved_at = self.clock.nimg
 

@@ -153,8 +153,8 @@ def make_job(stage: int, iterations: int, workers: int, clip: float | None = Non
     )
 
 
-def make_trainer(job: JobSpec, root: Path, workers: Workers) -> Trainer:
-    system = TinyGan(SystemConfig(resolution=2))
+def make_trainer(job: JobSpec, root: Path, workers: Workers, kind: type[TinyGan] = TinyGan) -> Trainer:
+    system = kind(SystemConfig(resolution=2))
     system.init_weights(generator("cpu", SEED, "init"))
     engines = build_engines(system.networks(), system.optimizers(), job.training, workers)
     emas = {"generator": ShardedEma(engines["generator"], job.ema, workers)}

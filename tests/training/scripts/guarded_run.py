@@ -1,0 +1,108 @@
+"""A worker of a tiny adversarial run in which something goes wrong; the tests start one process per rank.
+
+usage: guarded_run.py OUT ZERO_STAGE ITERATIONS --run DIR [--poison loss|gradient --from NIMG --to NIMG] [--job JSON]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tiny_run import SLICE, FixedStream, TinyGan, make_job, make_trainer
+from torch import Generator, Tensor, nn
+
+from bessemer.errors import TrainingError
+from bessemer.spec.job import JobSpec
+from bessemer.systems.contract import Batch, Loss, SystemConfig
+from bessemer.training.distributed import end_process, init_deepspeed, join_workers
+
+MARK = 1e20
+
+
+class PoisonedGan(TinyGan):
+    """Its discriminator's loss goes wrong where an image bears a mark, and its scores have no bound."""
+
+    poison: str | None = None
+
+    def __init__(self, config: SystemConfig) -> None:
+        super().__init__(config)
+        self.discriminator = nn.Sequential(nn.Linear(12, 17), nn.ReLU(), nn.Linear(17, 1))
+
+    def d_loss(self, batch: Batch, draws: Generator) -> Loss:
+        marked = bool(batch.images.max() >= MARK)
+        loss = super().d_loss(Batch(batch.images.clamp(-10, 10), batch.labels), draws)
+        with torch.no_grad():
+            fake = self.generator(torch.randn(len(batch.images), 5, generator=draws))
+            real = self.discriminator(batch.images.clamp(-10, 10).flatten(1)).mean()
+            scores = {"scores/real": real, "scores/fake": self.discriminator(fake).mean()}
+        value = loss.value
+        if marked and self.poison == "loss":
+            value = value * float("nan")
+        if marked and self.poison == "gradient":  # the root of zero: its value is finite, its gradient is not
+            value = value + (0 * self.discriminator[0].weight.sum()).sqrt()
+        return Loss(value, scores)
+
+    def r1_loss(self, batch: Batch, draws: Generator) -> Loss:
+        return super().r1_loss(Batch(batch.images.clamp(-10, 10), batch.labels), draws)
+
+
+class MarkedStream(FixedStream):
+    """Marks the last slice of the batches between two moments."""
+
+    def __init__(self, slices: list[int], last: int, begin: int, end: int) -> None:
+        super().__init__(slices)
+        self.last, self.begin, self.end = last, begin, end
+
+    def batch(self, nimg: int) -> list[Batch]:
+        return [
+            self._mark(i, b) if self.begin <= nimg < self.end else b
+            for i, b in zip(self.slices, super().batch(nimg), strict=True)
+        ]
+
+    def _mark(self, index: int, batch: Batch) -> Batch:
+        images = batch.images.clone()
+        if index == self.last:
+            images[0, 0, 0, 0] = MARK
+        return Batch(images, batch.labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("stage", type=int)
+    parser.add_argument("iterations", type=int)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--poison", choices=["loss", "gradient"])
+    parser.add_argument("--from", dest="begin", type=int, default=0)
+    parser.add_argument("--to", dest="end", type=int, default=0)
+    parser.add_argument("--job", type=json.loads, default={})
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with join_workers() as workers:
+        init_deepspeed(workers.device)
+        fields: dict[str, Any] = make_job(options.stage, options.iterations, workers.size).model_dump()
+        for section, own in options.job.items():
+            fields[section] = {**fields[section], **own}
+        trainer = make_trainer(JobSpec.model_validate(fields), options.run, workers, PoisonedGan)
+        assert isinstance(trainer.system, PoisonedGan)
+        trainer.system.poison = options.poison
+        last = trainer.job.training.batch_size // SLICE - 1
+        trainer.stream = MarkedStream(trainer.slices, last, options.begin, options.end)
+        state: dict[str, Tensor] = {}
+        try:
+            trainer.resume()
+            trainer.run()
+        except TrainingError as e:
+            trainer.write("event", trainer.clock.nimg, event="failed", error=str(e))
+        for name, network in trainer.system.networks().items():
+            state |= {f"{name}.{k}": v.detach().clone() for k, v in network.state_dict().items()}
+        save_file(state, options.out.with_suffix(f".{workers.rank}.safetensors"))
+
+
+if __name__ == "__main__":
+    main()
+    end_process(0)
