@@ -65,10 +65,11 @@ def fields() -> str:
     lines = ["### The job", "", *table(top, "")]
     for name, section in sections.items():
         lines += ["", f"### `{name}`", "", section["description"], "", *table(section, f"{name}.")]
-        for inner, facts in section["properties"].items():
-            if "$ref" in facts:
-                nested = schema["$defs"][facts["$ref"].rpartition("/")[2]]
-                lines += ["", nested["description"], "", *table(nested, f"{name}.{inner}.")]
+        for field, facts in section["properties"].items():
+            for option in (facts, *facts.get("anyOf", [])):
+                if "$ref" in option:
+                    inner = schema["$defs"][option["$ref"].rpartition("/")[2]]
+                    lines += ["", f"`{name}.{field}`: {inner['description']}", "", *table(inner, f"{name}.{field}.")]
         if name == "training":
             optimizer = schema["$defs"]["OptimizerSpec"]
             lines += ["", optimizer["description"], "", *table(optimizer, "training.optimizers.NETWORK.")]

@@ -46,6 +46,8 @@ def test_quickstart_learns_and_shows_it(tmp_path: Path) -> None:
 
     run = tmp_path / "runs" / "quickstart"
     records = read_journal(run / "journal.jsonl")
+    alarms = [r for r in records if r.get("event") in ("collapse_suspected", "update_skipped", "rolled_back")]
+    assert alarms == []
     kids = [r for r in records if r["kind"] == "evaluation" and r["metric"] == "kid_efflite0"]
     assert [r["nimg"] for r in kids] == [0, 3008, 6016]
     assert all(r["samples"] == 200 and r["standard_error"] > 0 for r in kids)

@@ -125,7 +125,7 @@ def test_cutting_the_learning_rate_saves_the_run(launch: Launch, tmp_path: Path)
     assert [r["lr_factor"] for r in backs] == [pytest.approx(1e-3 ** (i + 1)) for i in range(len(backs))]
     assert 1 <= len(backs) <= 4
     targets = [r["nimg"] for r in events(run, "resumed")]
-    assert targets == sorted(targets, reverse=True)  # no further than before: each time to an older checkpoint
+    assert targets[1] < targets[0]  # it got no further than before: to an older checkpoint
     assert not events(run, "failed")
     assert all(v.isfinite().all() for v in state.values())
 

@@ -116,6 +116,7 @@ class _Display:
             "checkpoint_skipped": lambda: str(record.get("reason")),
             "checkpoint_failed": lambda: str(record.get("reason")),
             "update_skipped": lambda: str(record.get("reason")),
+            "collapse_suspected": lambda: f"by guards.{record.get('rule')}; action {record.get('action')}",
             "rolled_back": lambda: str(record.get("reason")),
         }.get(str(name), lambda: "")()
         self._say(f"{kimg:8.1f} kimg  {name} {more}".rstrip())

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bessemer.nn.modes import evaluation_mode
 from bessemer.nn.norm import renew_statistics
 from bessemer.systems.contract import System
 from bessemer.training.rng import generator
@@ -92,12 +93,5 @@ def to_uint8(images: Tensor) -> Tensor:
 def sampling_mode(system: System) -> Iterator[None]:
     """Evaluation mode for the networks that are sampled; every module's own mode is restored afterwards."""
     networks = system.networks()
-    modules = [m for name in system.sampled_networks for m in networks[name].modules()]
-    modes = [m.training for m in modules]
-    for m in modules:
-        m.training = False
-    try:
+    with evaluation_mode([networks[name] for name in system.sampled_networks]):
         yield
-    finally:
-        for m, mode in zip(modules, modes, strict=True):
-            m.training = mode

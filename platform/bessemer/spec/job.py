@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 __all__ = [
     "CheckpointSpec",
     "DataSpec",
+    "DiversitySpec",
     "EmaSpec",
     "EvaluationSpec",
     "GuardsSpec",
@@ -20,6 +21,8 @@ __all__ = [
     "LrScheduleSpec",
     "OptimizerSpec",
     "ResourcesSpec",
+    "SaturationSpec",
+    "SpectralSpec",
     "SystemSpec",
     "TrackingSpec",
     "TrainingSpec",
@@ -143,6 +146,44 @@ class EmaSpec(_Section):
     """Distance between two moments at which the profiles are stored."""
 
 
+Action = Literal["warn", "rollback", "stop"]
+
+
+class SaturationSpec(_Section):
+    """The discriminator wins: scores of real and generated images lie apart, and its loss is at its floor."""
+
+    scores_apart: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    """Mean score of real images minus that of generated ones, at least."""
+    loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
+    """Loss of the update `discriminator`, at most; losses of critics lie far below zero and never count."""
+    for_kimg: PositiveKimg = 10.0
+    """How long both must hold at every line of metrics."""
+    action: Action = "warn"
+    """Write an event, go back to a checkpoint from before it began, or stop."""
+
+
+class DiversitySpec(_Section):
+    """Generated images of one class are nearly alike, by the distance of pixels."""
+
+    least: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Mean distance of two generated images of a class over that of two real ones."""
+    for_kimg: PositiveKimg = 10.0
+    """How long it must be less at every look."""
+    action: Action = "warn"
+    """Write an event, go back to a checkpoint from before it began, or stop."""
+
+
+class SpectralSpec(_Section):
+    """The largest singular value of a weight grows fast."""
+
+    growth: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 10.0
+    """Ratio to its value at the beginning of the time below, or to 1 where that is more."""
+    within_kimg: PositiveKimg = 50.0
+    """Time in which it grows so much."""
+    action: Action = "warn"
+    """Write an event, go back to a checkpoint from before it began, or stop."""
+
+
 class GuardsSpec(_Section):
     """What happens when the numbers of a run go wrong."""
 
@@ -152,6 +193,14 @@ class GuardsSpec(_Section):
     """Times that the run goes back to its last checkpoint, with another random stream, before it stops."""
     rollback_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     """All learning rates are multiplied by this at each rollback."""
+    every_kimg: PositiveKimg = 2.0
+    """Distance between two looks at samples and weights, for signs of collapse of adversarial systems."""
+    saturation: SaturationSpec | None = SaturationSpec()
+    """See below; null for never."""
+    diversity: DiversitySpec | None = DiversitySpec()
+    """See below; null for never."""
+    spectral: SpectralSpec | None = SpectralSpec()
+    """See below; null for never."""
 
 
 class CheckpointSpec(_Section):

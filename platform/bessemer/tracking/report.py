@@ -45,7 +45,17 @@ _GROUPS = {
 }
 _MOST_LINES = 6  # in one chart
 _MARKED = frozenset(
-    {"resumed", "worker_lost", "workers_lost", "restarted", "failed", "stopped", "preempted", "rolled_back"}
+    {
+        "resumed",
+        "worker_lost",
+        "workers_lost",
+        "restarted",
+        "failed",
+        "stopped",
+        "preempted",
+        "rolled_back",
+        "collapse_suspected",
+    }
 )
 _MOST_EVENTS_UNFOLDED = 12
 _PROTOCOL_LABELS = {

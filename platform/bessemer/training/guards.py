@@ -110,8 +110,8 @@ class Guards:
         """
         self._skipped_before, self._refused = engine.skipped_steps, None
         values = torch.stack([loss.detach().float().reshape(()) for loss in losses])
-        sums = torch._foreach_norm(pending_sums(networks))
-        seen = torch.cat([values, torch.stack(sums).float()]) if sums else values
+        sums = pending_sums(networks)
+        seen = torch.cat([values, torch.stack(torch._foreach_norm(sums)).float()]) if sums else values
         if int(self._workers.sum((~seen.isfinite()).sum())) == 0:
             return True
         mine = [str(value) for value in values.tolist() if not abs(value) < float("inf")]

@@ -15,6 +15,7 @@ from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, Loss, System, Update
 from bessemer.training.averages import Averages
 from bessemer.training.checkpoint import CheckpointStore, Identity
+from bessemer.training.collapse import CollapseWatch
 from bessemer.training.distributed import Workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.ema_store import EmaStore
@@ -83,6 +84,7 @@ class Trainer:
         self.slices = owned_slices(job.slices, workers.rank, workers.size)
         self.meter = StepMeter(workers.device, job.training.precision)
         self.guards = Guards(job, workers, write)
+        self.collapse = CollapseWatch(job.guards, system, workers, write)
         self._averages = Averages(workers)
         self._logged_at = (0.0, 0)
 
@@ -95,6 +97,7 @@ class Trainer:
             self.clock, state = self.checkpoints.restore(path, self.identity, self.engines, self.emas)
             self.system.load_state_dict(state["system"])
             self.guards.load_state_dict(state["guards"])
+            self.collapse.load_state_dict(state["collapse"])
             for name, engine in self.engines.items():
                 engine.load_state_dict(state["engines"][name])
             if self.profiles is not None:
@@ -123,6 +126,8 @@ class Trainer:
                 with self.meter.collectives():
                     self._iteration()
                 now, last = self.clock.nimg, self.clock.nimg >= total
+                if crossed(job.guards.every_kimg, before.nimg, now):
+                    self._look_for_collapse()
                 if last or crossed(job.training.log_every_kimg, before.nimg, now):
                     self._log()
             except RollBack as why:
@@ -220,6 +225,13 @@ class Trainer:
         if (mfu := self.meter.take_mfu(seconds)) is not None:
             values["throughput/mfu"] = mfu
         self.write("metrics", self.clock.nimg, values=values)
+        self.collapse.logged(values, self.clock)
+
+    def _look_for_collapse(self) -> None:
+        batches = self.stream.batch(self.guards.data_position(self.clock.nimg))
+        self.collapse.look(batches, self.slices, self.guards.seed, self.clock)
+        for name, value in self.collapse.readings.items():
+            self._averages.add(name, torch.tensor(value, device=self.workers.device))
 
     def _roll_back(self, why: RollBack) -> None:
         """Go back to a checkpoint and take another way from there."""
@@ -249,6 +261,7 @@ class Trainer:
             "system": self.system.state_dict(),
             "engines": engines,
             "guards": self.guards.state_dict(),
+            "collapse": self.collapse.state_dict(),
         }
         self.checkpoints.save(self.clock, self.identity, self.engines, self.emas, state)
         self._saved_at = self.clock.nimg

@@ -1,6 +1,7 @@
 """A worker of a tiny adversarial run in which something goes wrong; the tests start one process per rank.
 
-usage: guarded_run.py OUT ZERO_STAGE ITERATIONS --run DIR [--poison loss|gradient --from NIMG --to NIMG] [--job JSON]
+usage: guarded_run.py OUT ZERO_STAGE ITERATIONS --run DIR [--job JSON] [--poison loss|gradient --from NIMG --to NIMG]
+       [--without UPDATE] [--bounded] [--far]
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from bessemer.errors import TrainingError
 from bessemer.spec.job import JobSpec
-from bessemer.systems.contract import Batch, Loss, SystemConfig
+from bessemer.systems.contract import Batch, Clock, Loss, SystemConfig, Update
 from bessemer.training.distributed import end_process, init_deepspeed, join_workers
 
 MARK = 1e20
@@ -27,10 +28,14 @@ class PoisonedGan(TinyGan):
     """Its discriminator's loss goes wrong where an image bears a mark, and its scores have no bound."""
 
     poison: str | None = None
+    without: str | None = None
 
     def __init__(self, config: SystemConfig) -> None:
         super().__init__(config)
         self.discriminator = nn.Sequential(nn.Linear(12, 17), nn.ReLU(), nn.Linear(17, 1))
+
+    def updates(self, clock: Clock) -> list[Update]:
+        return [update for update in super().updates(clock) if update.name != self.without]
 
     def d_loss(self, batch: Batch, draws: Generator) -> Loss:
         marked = bool(batch.images.max() >= MARK)
@@ -50,18 +55,26 @@ class PoisonedGan(TinyGan):
         return super().r1_loss(Batch(batch.images.clamp(-10, 10), batch.labels), draws)
 
 
-class MarkedStream(FixedStream):
-    """Marks the last slice of the batches between two moments."""
+class BoundedGan(PoisonedGan):
+    """Its generator has nothing that keeps samples apart: too large steps drive all of them into one corner."""
 
-    def __init__(self, slices: list[int], last: int, begin: int, end: int) -> None:
+    def __init__(self, config: SystemConfig) -> None:
+        super().__init__(config)
+        self.generator = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 12), nn.Tanh())
+
+
+class MarkedStream(FixedStream):
+    """Marks the last slice of the batches between two moments; `far` images are easily told from generated ones."""
+
+    def __init__(self, slices: list[int], last: int, begin: int, end: int, far: bool) -> None:
         super().__init__(slices)
-        self.last, self.begin, self.end = last, begin, end
+        self.last, self.begin, self.end, self.far = last, begin, end, far
 
     def batch(self, nimg: int) -> list[Batch]:
-        return [
-            self._mark(i, b) if self.begin <= nimg < self.end else b
-            for i, b in zip(self.slices, super().batch(nimg), strict=True)
-        ]
+        batches = [Batch(0.3 * b.images + 2, b.labels) if self.far else b for b in super().batch(nimg)]
+        if not self.begin <= nimg < self.end:
+            return batches
+        return [self._mark(index, batch) for index, batch in zip(self.slices, batches, strict=True)]
 
     def _mark(self, index: int, batch: Batch) -> Batch:
         images = batch.images.clone()
@@ -79,6 +92,9 @@ def main() -> None:
     parser.add_argument("--poison", choices=["loss", "gradient"])
     parser.add_argument("--from", dest="begin", type=int, default=0)
     parser.add_argument("--to", dest="end", type=int, default=0)
+    parser.add_argument("--without")
+    parser.add_argument("--bounded", action="store_true")
+    parser.add_argument("--far", action="store_true")
     parser.add_argument("--job", type=json.loads, default={})
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -87,11 +103,12 @@ def main() -> None:
         fields: dict[str, Any] = make_job(options.stage, options.iterations, workers.size).model_dump()
         for section, own in options.job.items():
             fields[section] = {**fields[section], **own}
-        trainer = make_trainer(JobSpec.model_validate(fields), options.run, workers, PoisonedGan)
+        kind = BoundedGan if options.bounded else PoisonedGan
+        trainer = make_trainer(JobSpec.model_validate(fields), options.run, workers, kind)
         assert isinstance(trainer.system, PoisonedGan)
-        trainer.system.poison = options.poison
+        trainer.system.poison, trainer.system.without = options.poison, options.without
         last = trainer.job.training.batch_size // SLICE - 1
-        trainer.stream = MarkedStream(trainer.slices, last, options.begin, options.end)
+        trainer.stream = MarkedStream(trainer.slices, last, options.begin, options.end, options.far)
         state: dict[str, Tensor] = {}
         try:
             trainer.resume()
