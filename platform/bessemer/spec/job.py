@@ -193,6 +193,8 @@ class GuardsSpec(_Section):
     """Times that the run goes back to its last checkpoint, with another random stream, before it stops."""
     rollback_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     """All learning rates are multiplied by this at each rollback."""
+    compare_workers: bool = True
+    """Compare weights and buffers over the workers before each checkpoint; the run stops where they differ."""
     every_kimg: PositiveKimg = 2.0
     """Distance between two looks at samples and weights, for signs of collapse of adversarial systems."""
     saturation: SaturationSpec | None = SaturationSpec()

@@ -13,6 +13,7 @@ from bessemer.nn.norm import share_statistics
 from bessemer.nn.update_state import begin_update, end_update
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, Loss, System, Update
+from bessemer.training.agreement import check_agreement
 from bessemer.training.averages import Averages
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.collapse import CollapseWatch
@@ -256,6 +257,8 @@ class Trainer:
 
     def _save(self) -> None:
         """Copy the state; it is written while training goes on."""
+        if self.job.guards.compare_workers:
+            check_agreement(self.engines, self.workers, self.clock)
         engines = {name: engine.state_dict() for name, engine in self.engines.items()}
         state: dict[str, Any] = {
             "system": self.system.state_dict(),

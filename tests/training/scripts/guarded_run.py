@@ -1,7 +1,7 @@
 """A worker of a tiny adversarial run in which something goes wrong; the tests start one process per rank.
 
 usage: guarded_run.py OUT ZERO_STAGE ITERATIONS --run DIR [--job JSON] [--poison loss|gradient --from NIMG --to NIMG]
-       [--without UPDATE] [--bounded] [--far]
+       [--without UPDATE] [--bounded] [--far] [--flip NETWORK.TENSOR]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bessemer.errors import TrainingError
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, Loss, SystemConfig, Update
 from bessemer.training.distributed import end_process, init_deepspeed, join_workers
+from bessemer.training.loop import Trainer
 
 MARK = 1e20
 
@@ -83,6 +84,20 @@ class MarkedStream(FixedStream):
         return Batch(images, batch.labels)
 
 
+def flip_at(trainer: Trainer, nimg: int, network: str, tensor: str) -> None:
+    """Flip a bit of the last element of a tensor when the batch at `nimg` is read, as a bad memory would."""
+    read = trainer.stream.batch
+
+    def batch(at: int) -> list[Batch]:
+        if at == nimg and trainer.stream.batch is batch:
+            trainer.stream.batch = read  # once: several updates read the same batch
+            bits = trainer.system.networks()[network].state_dict()[tensor].view(-1).view(torch.int32)
+            bits[-1] ^= 1 << 20
+        return read(at)
+
+    trainer.stream.batch = batch
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -94,6 +109,7 @@ def main() -> None:
     parser.add_argument("--to", dest="end", type=int, default=0)
     parser.add_argument("--without")
     parser.add_argument("--bounded", action="store_true")
+    parser.add_argument("--flip", metavar="NETWORK.TENSOR", help="flip one bit on the last worker, before image FROM")
     parser.add_argument("--far", action="store_true")
     parser.add_argument("--job", type=json.loads, default={})
     options = parser.parse_args()
@@ -109,6 +125,8 @@ def main() -> None:
         trainer.system.poison, trainer.system.without = options.poison, options.without
         last = trainer.job.training.batch_size // SLICE - 1
         trainer.stream = MarkedStream(trainer.slices, last, options.begin, options.end, options.far)
+        if options.flip is not None and workers.rank == workers.size - 1:
+            flip_at(trainer, options.begin, *options.flip.split(".", 1))
         state: dict[str, Tensor] = {}
         try:
             trainer.resume()
