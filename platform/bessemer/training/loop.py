@@ -22,6 +22,7 @@ from bessemer.training.ema import ShardedEma
 from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import NetworkEngine
 from bessemer.training.guards import Guards, RollBack
+from bessemer.training.memory_advice import MemoryAdvice
 from bessemer.training.meter import StepMeter
 from bessemer.training.precision import mixed_precision
 from bessemer.training.rng import generator
@@ -86,6 +87,7 @@ class Trainer:
         self.meter = StepMeter(workers.device, job.training.precision)
         self.guards = Guards(job, workers, write)
         self.collapse = CollapseWatch(job.guards, system, workers, write)
+        self.memory = MemoryAdvice(job, workers.size, workers.device)
         self._averages = Averages(workers)
         self._logged_at = (0.0, 0)
 
@@ -113,7 +115,8 @@ class Trainer:
             Whether the end was reached. If not, there is a checkpoint of where it stopped.
 
         Raises:
-            TrainingError: the guards gave up.
+            TrainingError: the guards gave up, or two workers differ.
+            MachineError: the memory of the device did not suffice.
         """
         job, total = self.job, round(self.job.training.total_kimg * 1000)
         if self.clock.nimg == 0:
@@ -124,7 +127,7 @@ class Trainer:
         while self.clock.nimg < total:
             before = self.clock
             try:
-                with self.meter.collectives():
+                with self.meter.collectives(), self.memory.given():
                     self._iteration()
                 now, last = self.clock.nimg, self.clock.nimg >= total
                 if crossed(job.guards.every_kimg, before.nimg, now):
