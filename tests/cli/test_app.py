@@ -29,6 +29,7 @@ VERBS = [
     "ema",
     "evaluate",
     "mlflow",
+    "plan",
     "quickstart",
     "report",
     "resume",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bessemer.data.pack import pack
-from bessemer.errors import BessemerError, RunError
+from bessemer.errors import BessemerError, MachineError, RunError
 from bessemer.orchestration.launch import launch
 from bessemer.orchestration.preflight import preflight, with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
@@ -73,6 +73,13 @@ def test_runs_that_cannot_be_written_are_refused_first(job: Path, tmp_path: Path
 def test_refusals(job: Path, tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(BessemerError, match=message):
         preflight(load_job(job, [change.replace("ROOT", str(job.parent))]), tmp_path)
+
+
+def test_a_job_that_memory_cannot_hold_is_refused(job: Path, tmp_path: Path) -> None:
+    """Nobody has the memory for this generator: 10,000 times the channels, 10^8 times the weights."""
+    wide = ["system.config.generator_width=160000", "training.zero_stage=2"]
+    with pytest.raises(MachineError, match=r"memory: a worker needs .* GiB, and the CPU has .*Set resources.workers"):
+        preflight(load_job(job, wide), tmp_path)
 
 
 def test_zero_3_names_the_second_order_loss(job: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +78,19 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> RunScript:
         out = tmp_path_factory.mktemp("run") / "out"
         wait_for(start_workers(size, out, *more, script=script), seconds=300)
         return [load_file(out.with_suffix(f".{rank}.safetensors")) for rank in range(size)]
+
+    return run
+
+
+@pytest.fixture
+def run_planned(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """``run_planned(workers, *more)`` runs planned_run.py and returns what its first worker wrote."""
+
+    def run(size: int, *more: object) -> dict[str, Any]:
+        out = tmp_path / "seen.json"
+        wait_for(start_workers(size, out, *more, script="planned_run.py"), seconds=300)
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
 
     return run
 

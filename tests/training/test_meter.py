@@ -12,8 +12,9 @@ from torch import nn
 
 from bessemer.systems.contract import Clock, SystemConfig
 from bessemer.tracking.journal import read_journal
+from bessemer.training.costs import FlopCount
 from bessemer.training.devices import DEVICES, find_device, matmul_peak, peak_flops
-from bessemer.training.meter import PARTS, FlopCount, StepMeter
+from bessemer.training.meter import PARTS, StepMeter
 
 CPU = torch.device("cpu")
 

@@ -17,6 +17,7 @@ from bessemer.cli import (
     ema,
     evaluate,
     mlflow_page,
+    plan,
     quickstart,
     report,
     runs,
@@ -62,6 +63,7 @@ def _main(
 
 app.command(short_help="Pack data, train a small BigGAN, show what came out.")(quickstart.quickstart)
 app.command(short_help="Train a job.")(train.train)
+app.command(short_help="Say what a job takes: memory, operations, time.")(plan.plan)
 app.command(short_help="Go on with an interrupted run.")(train.resume)
 app.command(short_help="List all runs.")(runs.runs)
 app.command(short_help="Write a run's page: samples, curves, provenance.")(report.report)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from bessemer.cli.output import human_bytes
+from bessemer.training.machine import available_memory
 
 __all__ = ["CHECKS", "Finding", "pinned_versions"]
 
@@ -123,23 +124,11 @@ def _devices() -> Iterator[Finding]:
 def _cores_and_memory() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("cpu", "ok" if cores > 1 else "warn", f"{cores} cores", None if cores > 1 else "use --workers 1")
-    free = _available_memory()
+    free = available_memory()
     if free is not None:
         enough = free >= 3 * _GIB
         fix = None if enough else "stop other programs; a local Ray with two workers needs about 3 GiB"
         yield Finding("memory", "ok" if enough else "warn", f"{human_bytes(free)} available", fix)
-
-
-def _available_memory() -> int | None:
-    candidates = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        candidates.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        candidates.append(int(most) - int(used.read_text()))
-    return min(candidates, default=None)
 
 
 def _disk() -> Iterator[Finding]:

@@ -29,6 +29,7 @@ def preflight(job: JobSpec, runs_root: Path) -> None:
     """
     from bessemer.evaluation.extractors import get_extractor
     from bessemer.evaluation.names import parse_metric
+    from bessemer.orchestration.planning import check_memory
     from bessemer.orchestration.worker import check_job
     from bessemer.tracking.mlflow_store import check_uri
 
@@ -40,6 +41,7 @@ def preflight(job: JobSpec, runs_root: Path) -> None:
         check_uri(job.tracking.uri, runs_root)
     if job.resources.address is None:
         _check_this_machine(job.resources)
+        check_memory(job)
     else:
         _check_cluster(job.resources.address)
 

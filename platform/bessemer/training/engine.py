@@ -29,9 +29,9 @@ from bessemer.training.gradients import Gradients
 from bessemer.training.large_batch import LayerWise, Run
 from bessemer.training.optimizers import build_optimizer, lazy_correction
 
-__all__ = ["NetworkEngine", "build_engines"]
+__all__ = ["BUCKET_ELEMENTS", "NetworkEngine", "build_engines"]
 
-_BUCKET_ELEMENTS = 1 << 24  # DeepSpeed's default of 5e8 allocates 2 GB per engine
+BUCKET_ELEMENTS = 1 << 24  # DeepSpeed's default of 5e8 allocates 2 GB per engine
 
 
 class NetworkEngine:
@@ -56,7 +56,7 @@ class NetworkEngine:
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.gradients = Gradients(training, workers, sharded=training.zero_stage > 0)
         elements = sum(p.numel() for p in module.parameters())
-        bucket = min(_BUCKET_ELEMENTS, elements + elements % 2)  # must be even
+        bucket = min(BUCKET_ELEMENTS, elements + elements % 2)  # must be even
         self._engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,

@@ -9,17 +9,16 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from bessemer.training.costs import FlopCount
 from bessemer.training.devices import peak_flops
 
-__all__ = ["PARTS", "FlopCount", "StepMeter"]
+__all__ = ["PARTS", "StepMeter"]
 
 PARTS = ("data", "forward", "backward", "communicate", "optimizer", "ema")
 """What a step is made of. `data` is waiting for images and copying them to the device; `communicate` is waiting for
@@ -35,26 +34,6 @@ def _new_event() -> torch.cuda.Event:
 
 def _has_happened(event: torch.cuda.Event) -> bool:
     return bool(event.query())  # type: ignore[no-untyped-call]
-
-
-class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no types
-    """Counts the floating-point operations of convolutions, matrix products and attention while it is entered.
-
-    A multiply-add is two operations. Backward passes of any order count, because they are made of the same operations;
-    what is done element by element, and products of a matrix and a vector, do not count.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func.overloadpacket)) is not None:
-            self.total += int(formula(*args, **(kwargs or {}), out_val=out))
-        return out
 
 
 class StepMeter:

@@ -1,0 +1,72 @@
+"""Plans of jobs: the system, its data set, and the memory of this machine, put together."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+from bessemer.data.manifest import MANIFEST, Manifest
+from bessemer.data.stream import CACHE_LIMIT
+from bessemer.spec.job import JobSpec
+from bessemer.systems.registry import build
+from bessemer.training.plan import Plan, Target, check_fits, make_plan, target
+
+__all__ = ["check_memory", "plan_job"]
+
+
+def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, str | None]:
+    """The plan of a job; where its data set is not here, by the preset's own shape, which a note then says.
+
+    Raises:
+        BessemerError: the job's system or data set is wrong.
+    """
+    path, facts, note, decoded = Path(job.data.path), {}, None, 0
+    if (path / MANIFEST).exists():
+        manifest = Manifest.load(path)
+        facts = manifest.facts
+        decoded = manifest.samples * math.prod((manifest.channels, manifest.resolution, manifest.resolution))
+    else:
+        note = f"data.path: {path} is not here, so shape and classes are taken from the preset and system.config"
+    if job.data.cache == "none" or (job.data.cache == "auto" and decoded >= CACHE_LIMIT):
+        decoded = 0
+    system = job.system
+    made = make_plan(
+        job,
+        lambda: build(system.name, system.preset, system.config, facts),
+        on,
+        efficiency=efficiency,
+        decoded_bytes=decoded,
+    )
+    return made, note
+
+
+def _this_machine(job: JobSpec) -> Target:
+    import torch
+
+    if not job.resources.gpus_per_worker:
+        return target("cpu", job)
+    gpu = torch.cuda.get_device_properties(0)
+    share = min(1.0, job.resources.gpus_per_worker)
+    return Target(gpu.name, int(gpu.total_memory * share), 1.0, False)  # the speed is not asked for
+
+
+def check_memory(job: JobSpec, on: Target | None = None) -> None:
+    """Refuse a job that its devices cannot hold.
+
+    Args:
+        job: passed all other checks.
+        on: device of each worker; None for those of this machine, as it is now.
+
+    Raises:
+        MachineError: names the largest part and the field to change.
+    """
+    on = on or _this_machine(job)
+    if on.memory is None:
+        return
+    try:
+        made, _ = plan_job(job, on)
+    except Exception:  # a forecast that fails says nothing about the job, which has passed all other checks
+        logging.getLogger(__name__).exception("the memory of %s could not be planned", job.name)
+        return
+    check_fits(made, job, lambda changed: plan_job(changed, on)[0])

@@ -1,0 +1,134 @@
+"""What one slice of an update costs: operations and memory.
+
+Both are counted where PyTorch dispatches operations, on real tensors or on tensors without values
+(``FakeTensorMode``), which need neither memory nor time and take generators like any others.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from bessemer.systems.contract import Batch, Clock, System, Update
+from bessemer.training.rng import generator
+
+__all__ = ["FlopCount", "LiveBytes", "SliceCost", "slice_costs"]
+
+
+class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no types
+    """Counts the floating-point operations of convolutions, matrix products and attention while it is entered.
+
+    A multiply-add is two operations. Backward passes of any order count, because they are made of the same operations;
+    what is done element by element, and products of a matrix and a vector, do not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=out))
+        return out
+
+
+class LiveBytes(FlopCount):  # type: ignore[no-untyped-call]  # torch's class has no types
+    """Follows the memory of all tensors made while it is entered: what lives now, and the most that lived at once.
+
+    What a kernel allocates for itself and frees before it returns (workspaces of convolutions) is not seen.
+
+    Args:
+        known: tensors that were there before; they and views of them do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._bytes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        return out
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._bytes:
+            self._bytes[storage._cdata] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._freed, storage._cdata)
+
+    def _freed(self, storage: int) -> None:
+        self.live -= self._bytes.pop(storage)
+
+
+@dataclass(frozen=True)
+class SliceCost:
+    """What one slice of an update costs the worker that owns it."""
+
+    update: Update
+    flops: int
+    """Of the forward and the backward pass; see :class:`FlopCount`."""
+    peak: int
+    """Most bytes at once beyond weights and buffers: activations, gradients of the weights and of the activations."""
+    gradients: int
+    """Bytes of the gradients that the slice leaves; within `peak`."""
+
+
+def slice_costs(build: Callable[[], System], slice_size: int, *, accumulated: bool, half: bool) -> list[SliceCost]:
+    """Costs of one slice of each update of the first iteration, without computing anything.
+
+    Args:
+        build: makes the system; called where tensors have no values.
+        slice_size: images of a slice.
+        accumulated: gradients of an earlier slice are there already.
+        half: run forward passes in bf16, by the CPU's rules; fp16 takes the same.
+    """
+    with FakeTensorMode():
+        system = build()
+        networks = system.networks()
+        return [_cost(system, networks, u, slice_size, accumulated, half) for u in system.updates(Clock(0, 0))]
+
+
+def _cost(
+    system: System, networks: Mapping[str, nn.Module], update: Update, slice_size: int, accumulated: bool, half: bool
+) -> SliceCost:
+    for name, network in networks.items():
+        network.train().requires_grad_(name == update.network)
+    c = system.config
+    batch = Batch(
+        torch.empty(slice_size, c.channels, c.resolution, c.resolution),
+        torch.zeros(slice_size, dtype=torch.int64),
+    )
+    trained = list(networks[update.network].parameters())
+    if accumulated:
+        for p in trained:
+            p.grad = torch.empty_like(p)
+    held = [p.grad for p in trained if p.grad is not None]
+    state = [t for network in networks.values() for t in (*network.parameters(), *network.buffers())]
+    with LiveBytes([*state, *held]) as count:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            value = update.loss(batch, generator("cpu", 0, update.name)).value
+        value.backward()  # type: ignore[no-untyped-call]
+    gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+    for p in trained:
+        p.grad = None
+    return SliceCost(update, count.total, count.peak + sum(g.nbytes for g in held), gradients)

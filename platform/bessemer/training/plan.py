@@ -1,0 +1,287 @@
+"""The plan of a job: memory of a worker by part, what it sends, operations, and the speed to expect.
+
+Memory is that of tensors. Workspaces of cuDNN, the allocator's gaps and, on the CPU, Python and its libraries come on
+top of it, and in the host's memory a copy of the state while a checkpoint is written. The feature extractor is there
+while metrics are computed, when no activations are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bessemer.errors import MachineError, SpecError
+from bessemer.nn.update_state import UpdateStateLayer
+from bessemer.spec.job import JobSpec, OptimizerSpec
+from bessemer.systems.contract import OptimizerDefaults, System
+from bessemer.training.costs import SliceCost, slice_costs
+from bessemer.training.devices import DEVICES, matmul_peak
+from bessemer.training.engine import BUCKET_ELEMENTS
+from bessemer.training.machine import available_memory
+from bessemer.training.optimizers import build_optimizer
+
+__all__ = ["PARTS", "Plan", "Target", "UpdatePlan", "check_fits", "make_plan", "target"]
+
+PARTS = ("weights", "optimizer", "ema", "sampler", "data", "gradients", "reduction", "activations")
+"""Parts of a worker's memory. `sampler` is the averaged network that is evaluated, `data` the decoded images that a
+CPU keeps; `reduction` holds what is exchanged; `gradients`, `reduction` and `activations` are of the worst moment."""
+
+_PROCESS = 700 << 20
+"""Bytes of a process that has loaded Python, torch and DeepSpeed and done nothing yet."""
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a worker runs on."""
+
+    name: str
+    memory: int | None
+    """Bytes that a worker may take; None where we do not know."""
+    peak: float
+    """FLOP/s at most."""
+    host: bool
+    """Whether it is the CPU."""
+
+
+def target(key: str, job: JobSpec) -> Target:
+    """A worker's share of `cpu`, which is this machine as it is now, or a GPU of :data:`DEVICES`.
+
+    Raises:
+        SpecError: there is no such device, or it lacks the job's precision.
+    """
+    precision = job.training.precision
+    if key == "cpu":
+        free = available_memory()
+        share = None if free is None else max(0, free // job.resources.workers - _PROCESS)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return Target("the CPU", share, matmul_peak(dtype), True)
+    if key not in DEVICES:
+        raise SpecError(f"--device: there is no device named {key!r}; known: {', '.join([*DEVICES, 'cpu'])}.")
+    device = DEVICES[key]
+    if precision not in device.peaks:
+        raise SpecError(
+            f"training.precision: {precision} has no hardware on {device.name}; set it to fp32, or choose another "
+            "--device."
+        )
+    return Target(device.name, device.memory, device.peaks[precision], False)
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """One update of an iteration, as one worker sees it."""
+
+    name: str
+    network: str
+    steps: float
+    """Optimizer steps per iteration: repeats / interval."""
+    second_order: bool
+    flops: float
+    """Operations per iteration, of all workers."""
+    memory: int
+    """Bytes beyond what always lives, at the worst moment of this update."""
+    sent: float
+    """Bytes that a worker sends per iteration, with rings: 2(W-1)/W of what is reduced, (W-1)/W of what is gathered."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job takes and gives."""
+
+    job: str
+    device: str
+    workers: int
+    zero_stage: int
+    precision: str
+    parts: Mapping[str, int]
+    """Part of :data:`PARTS` -> bytes per worker."""
+    total: int
+    """Bytes per worker."""
+    memory: int | None
+    """Bytes that a worker may take."""
+    updates: Sequence[UpdatePlan]
+    worst: str
+    """Update that needs the most."""
+    flops: float
+    """Operations per iteration, of all workers."""
+    sent: float
+    """Bytes that a worker sends per iteration."""
+    images: int
+    """Real images per iteration."""
+    peak: float
+    """FLOP/s of one device at most."""
+    efficiency: float
+    """Share of the peak that is assumed."""
+    img_per_s: float
+    hours: float
+    """To training.total_kimg, without evaluations."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def make_plan(
+    job: JobSpec, build: Callable[[], System], on: Target, *, efficiency: float = 0.35, decoded_bytes: int = 0
+) -> Plan:
+    """Plan a job.
+
+    Args:
+        job: its number of workers is planned for.
+        build: makes the job's system; called where tensors have no values.
+        on: the device of each worker.
+        efficiency: share of the device's peak to assume.
+        decoded_bytes: of decoded images that each worker keeps in host memory.
+    """
+    training, workers, stage = job.training, job.resources.workers, job.training.zero_stage
+    slices = job.slices // workers
+    costs = slice_costs(build, training.slice_size, accumulated=slices > 1, half=training.precision != "fp32")
+    with torch.device("meta"):
+        system = build()
+    networks = system.networks()
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    shards = {name: -(-size // workers) for name, size in sizes.items()}
+    owned = sizes if stage == 0 else shards
+    state = sum(b.nbytes for network in networks.values() for b in network.buffers())
+    optimizers = system.optimizers()
+    always = {
+        "weights": state + _FP32 * sum(sizes[n] + (shards[n] if stage else 0) for n in networks),
+        "optimizer": _FP32
+        * sum(owned[n] * _moments(n, optimizers[n], training.optimizers.get(n, OptimizerSpec())) for n in networks),
+        "ema": _FP32 * sum(shards[n] for n in system.sampled_networks) * (1 + len(job.ema.profiles)),
+        "sampler": _FP32 * sum(sizes[n] for n in system.sampled_networks),
+        "data": decoded_bytes if on.host else 0,
+    }
+    moments = [_worst_moment(cost, stage, slices, shards[cost.update.network], networks) for cost in costs]
+    pending = _pending_bytes(networks)
+    updates = [
+        UpdatePlan(
+            name=cost.update.name,
+            network=cost.update.network,
+            steps=cost.update.repeats / cost.update.interval,
+            second_order=cost.update.second_order,
+            flops=job.slices * cost.flops * cost.update.repeats / cost.update.interval,
+            memory=sum(moment.values()),
+            sent=_sent(stage, slices, workers, _FP32 * sizes[cost.update.network], pending)
+            * cost.update.repeats
+            / cost.update.interval,
+        )
+        for cost, moment in zip(costs, moments, strict=True)
+    ]
+    worst = max(range(len(updates)), key=lambda i: updates[i].memory)
+    parts = {**always, **moments[worst]}
+    images = training.batch_size * max(cost.update.repeats for cost in costs)
+    flops = sum(u.flops for u in updates)
+    img_per_s = images * workers * on.peak * efficiency / flops
+    return Plan(
+        job=job.name,
+        device=on.name,
+        workers=workers,
+        zero_stage=stage,
+        precision=training.precision,
+        parts={name: parts[name] for name in PARTS},
+        total=sum(parts.values()),
+        memory=on.memory,
+        updates=updates,
+        worst=updates[worst].name,
+        flops=flops,
+        sent=sum(u.sent for u in updates),
+        images=images,
+        peak=on.peak,
+        efficiency=efficiency,
+        img_per_s=img_per_s,
+        hours=training.total_kimg * 1000 / img_per_s / 3600,
+    )
+
+
+def _moments(network: str, base: OptimizerDefaults, own: OptimizerSpec) -> int:
+    """Numbers per weight that the optimizer keeps; asked of the optimizer itself."""
+    probe = nn.Linear(3, 2, bias=False)
+    optimizer = build_optimizer(network, probe, base, own)
+    probe.weight.grad = torch.zeros_like(probe.weight)
+    optimizer.step()
+    return sum(torch.is_tensor(v) and v.shape == probe.weight.shape for v in optimizer.state[probe.weight].values())
+
+
+def _worst_moment(
+    cost: SliceCost, stage: int, slices: int, shard: int, networks: Mapping[str, nn.Module]
+) -> dict[str, int]:
+    """Bytes of gradients, reduction and activations when an update needs the most: in a slice, or in the step."""
+    weights = [p.numel() for p in networks[cost.update.network].parameters()]
+    whole, part, largest = _FP32 * sum(weights), _FP32 * shard, _FP32 * max(weights)
+    bucket = min(_FP32 * BUCKET_ELEMENTS, whole) if stage else 0
+    # ZeRO 2 reduces after every slice, and keeps the worker's share of what came before.
+    kept = part if stage == 2 and slices > 1 else whole
+    in_slice = {"gradients": kept, "reduction": bucket, "activations": cost.peak - cost.gradients}
+    # The step has no activations. ZeRO 0 flattens all gradients to reduce them; ZeRO 1 does so by the bucket, and
+    # copies the worker's share; and torch's optimizers need two more tensors of the size of what they step, which under
+    # ZeRO is the whole share.
+    in_step = {
+        "gradients": part if stage == 2 else whole,
+        "reduction": max(whole, 2 * largest) if stage == 0 else part + max(bucket, part),
+        "activations": 0,
+    }
+    return max(in_slice, in_step, key=lambda parts: sum(parts.values()))
+
+
+def _pending_bytes(networks: Mapping[str, nn.Module]) -> int:
+    """Bytes of per-update state (BatchNorm statistics) that are summed over the workers in each update."""
+    layers = [m for network in networks.values() for m in network.modules() if isinstance(m, UpdateStateLayer)]
+    return _FP32 * sum(t.numel() for layer in layers for t in layer.pending())
+
+
+def _sent(stage: int, slices: int, workers: int, weights: int, pending: int) -> float:
+    """Bytes that a worker sends in one optimizer step.
+
+    DeepSpeed reduces whole buckets at ZeRO 1 and 2 too (`use_multi_rank_bucket_allreduce`), at 2 after every slice.
+    """
+    reduced = weights * (slices if stage == 2 else 1) + pending
+    gathered = weights if stage else 0
+    return (2 * reduced + gathered) * (workers - 1) / workers
+
+
+def check_fits(plan: Plan, job: JobSpec, replan: Callable[[JobSpec], Plan]) -> None:
+    """Refuse a plan that its device cannot hold.
+
+    Args:
+        plan: of the job.
+        job: what was planned.
+        replan: plans a changed job for the same device, to find advice that helps.
+
+    Raises:
+        MachineError: names the largest part and the field to change.
+    """
+    if plan.memory is None or plan.total <= plan.memory:
+        return
+    part = max(plan.parts, key=lambda name: plan.parts[name])
+    where = f" of update {plan.worst}" if part == "activations" else ""
+    raise MachineError(
+        f"memory: a worker needs {_gib(plan.total)} GiB, and {plan.device} has {_gib(plan.memory)} GiB for it; the "
+        f"largest part is {part}{where} with {_gib(plan.parts[part])} GiB. {_advice(plan, job, part, replan)}"
+    )
+
+
+def _advice(plan: Plan, job: JobSpec, part: str, replan: Callable[[JobSpec], Plan]) -> str:
+    assert plan.memory is not None
+    training = job.training
+    if part == "activations":
+        # Activations grow with the images of a slice, or a little slower, so larger slices need not be tried.
+        most = int(training.slice_size * plan.memory / plan.parts[part])
+        for size in range(min(most, training.slice_size - 1), 0, -1):
+            if training.batch_size % (size * plan.workers) == 0:
+                smaller = job.model_copy(update={"training": training.model_copy(update={"slice_size": size})})
+                if replan(smaller).total <= plan.memory:
+                    return f"Set training.slice_size to {size} (now {training.slice_size}; it changes the run)."
+    if part == "data":
+        return "Set data.cache to none."
+    if training.zero_stage < 2:
+        return f"Set training.zero_stage to 2 and resources.workers to more than {plan.workers}."
+    return f"Set resources.workers to more than {plan.workers}, or take devices with more memory."
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.3g}"
