@@ -130,6 +130,20 @@ def test_cutting_the_learning_rate_saves_the_run(launch: Launch, tmp_path: Path)
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
+def test_overflows_of_fp16_lower_the_loss_scale_and_no_more(launch: Launch, tmp_path: Path) -> None:
+    """Ten steps in a row are left out, which would make a run in fp32 go back: here the loss scale falls instead."""
+    run = tmp_path / "run"
+    bad = ("--poison", "gradient", "--from", 160, "--to", 320)
+    on_gpus = {"gpus_per_worker": 1}  # the job must say so; arithmetic is the same on the CPU
+    guarded(launch, run, 1, 0, *bad, training={"precision": "fp16"}, resources=on_gpus)
+    assert not events(run, "rolled_back", "update_skipped", "failed")
+    last = [r for r in read_journal(run / "journal.jsonl") if r["kind"] == "metrics"][-1]["values"]
+    assert last["skipped_steps/discriminator"] >= 10
+    assert last["loss_scale/discriminator"] <= 2.0**6
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
 def test_without_a_checkpoint_the_run_stops(launch: Launch, tmp_path: Path) -> None:
     run = tmp_path / "run"
     guarded(launch, run, 1, 0, "--poison", "loss", "--from", 0, "--to", 10_000, guards={"max_skips": 0})

@@ -133,6 +133,8 @@ class NetworkEngine:
         optimizer.step = lambda closure=None: None  # type: ignore[method-assign,assignment]
         try:
             self._engine.step()
+            self.gradients.norm = None
+            self.gradients.skipped += 1
         finally:
             optimizer.step = step  # type: ignore[method-assign]
 
@@ -143,7 +145,7 @@ class NetworkEngine:
 
     @property
     def skipped_steps(self) -> int:
-        """Steps left out because a gradient was not finite."""
+        """Steps left out because a loss or gradient was not finite."""
         return self.gradients.skipped
 
     @property

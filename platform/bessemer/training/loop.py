@@ -218,7 +218,7 @@ class Trainer:
         values = self._averages.take()
         self._logged_at = (time.monotonic(), self.clock.nimg)
         bad = [name for name, value in values.items() if not abs(value) < float("inf")]
-        if bad:
+        if bad and not self.job.training.sanitize_gradients:
             raise RollBack(
                 f"{', '.join(bad)} was not finite",
                 "Lower training.optimizers.*.lr or set training.gradient_clipping.",
