@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,11 +60,15 @@ def start_workers(size: int, *arguments: object, script: str = "tiny_run.py") ->
 
 def wait_for(processes: list[subprocess.Popen[str]], seconds: float = 120) -> None:
     """Wait until all have ended well; if one has not, the test fails with what they printed."""
+    outputs = []
     try:
-        outputs = [p.communicate(timeout=seconds)[0] for p in processes]
+        # Read together: a worker whose pipe is full stands still, and the others wait for it.
+        with ThreadPoolExecutor(len(processes)) as pool:
+            outputs = list(pool.map(lambda p: p.communicate(timeout=seconds)[0], processes))
     finally:
         for p in processes:
             p.kill()
+            p.wait()
     assert [p.returncode for p in processes] == [0] * len(processes), "\n".join(outputs)
 
 

@@ -14,7 +14,7 @@ from bessemer.training.rng import generator
 
 BATCH = 4 * SLICE
 Results = dict[int, list[dict[str, Tensor]]]
-everywhere = pytest.mark.parametrize(("workers", "stage"), [(w, s) for w in (1, 2) for s in (0, 1, 2)])
+everywhere = pytest.mark.parametrize(("workers", "stage"), [(w, s) for w in (1, 2) for s in (0, 1, 2, 3)])
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
@@ -221,6 +221,12 @@ def test_a_restart_changes_no_bit(results: Results, setting: str, workers: int, 
 
 
 @everywhere
+def test_nothing_asked_for(results: Results, workers: int, stage: int) -> None:
+    """The script itself restored this run at all stages, and compared."""
+    check(results, "plain", workers, stage, run_of(Plain.adam), 1e-6)
+
+
+@everywhere
 def test_memory_layout_changes_nothing(results: Results, workers: int, stage: int) -> None:
     check(results, "channels last", workers, stage, run_of(Plain.adam), 1e-6)
 
@@ -253,7 +259,7 @@ def normalised_loop(workers: int) -> dict[str, Tensor]:
     return {f"vae.{k}": t for k, t in out.items()}
 
 
-@everywhere
+@pytest.mark.parametrize(("workers", "stage"), [(w, s) for w in (1, 2) for s in (0, 1, 2)])
 def test_statistics_across_workers(results: Results, workers: int, stage: int) -> None:
     """Second derivatives included; with two workers other weights come out than with one, as the spec says."""
     check(results, "shared statistics", workers, stage, normalised_loop(workers), 1e-6)

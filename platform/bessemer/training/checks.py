@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bessemer.errors import SpecError
+from bessemer.nn.spectral import SpectralNorm
 from bessemer.spec.job import TrainingSpec
 from bessemer.systems.contract import Clock, System
 
@@ -25,10 +26,16 @@ def check_training(training: TrainingSpec, system: System) -> None:
             f"training.zero_stage: 3 computes wrong gradients for second-order losses, and {system.name} has "
             f"{', '.join(u.name for u in second)}; set training.zero_stage to 2 or lower."
         )
-    if training.zero_stage == 3:
+    for name, network in system.networks().items():
+        if training.zero_stage == 3 and any(isinstance(m, SpectralNorm) for m in network.modules()):
+            raise SpecError(
+                f"training.zero_stage: 3 scatters the weights, and {name}'s spectral normalisation reads them whole "
+                "between forward passes; set training.zero_stage to 2 or lower."
+            )
+    if training.zero_stage == 3 and training.compile:
         raise SpecError(
-            "training.zero_stage: 3 is not supported: it scatters the weights themselves, and averages, checkpoints "
-            "and spectral normalisation would find empty tensors; set training.zero_stage to 2 or lower."
+            f"training.compile: {', '.join(training.compile)} cannot be compiled at training.zero_stage 3, which "
+            "gathers weights in hooks; empty the list, or set training.zero_stage to 2 or lower."
         )
     for name in training.compile:
         if name not in system.networks():

@@ -85,6 +85,6 @@ class ShardedEma:
 
     def full_state(self, kind: str = MAIN) -> dict[str, Tensor]:
         """State dict with averaged parameters and copied buffers, on every worker. Collective."""
-        shapes = {name: p.shape for name, p in self._engine.module.named_parameters()}
+        shapes = self._engine.shapes
         parameters = gather_full(self.kinds()[kind], shapes, self._workers)
         return {**parameters, **{name: b.detach().clone() for name, b in self._engine.buffers().items()}}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,8 +35,35 @@ __all__ = ["BUCKET_ELEMENTS", "NetworkEngine", "build_engines"]
 BUCKET_ELEMENTS = 1 << 24  # DeepSpeed's default of 5e8 allocates 2 GB per engine
 
 
+@dataclass(frozen=True)
+class _Place:
+    """This worker's share of one parameter in a flat fp32 partition."""
+
+    index: int
+    name: str
+    shape: torch.Size
+    flat: Tensor
+    at: int
+    """First element in the flat partition."""
+    start: int
+    """First element in the flattened parameter."""
+    numel: int
+
+    def fragment(self, flat: Tensor) -> Fragment:
+        """The share in `flat`, the partition itself or a state of its shape."""
+        return Fragment(self.name, self.shape, self.start, flat.narrow(0, self.at, self.numel))
+
+
+_STAGE_SETTINGS: dict[int, dict[str, Any]] = {
+    1: {"compute_grad_norm": False},
+    2: {"compute_grad_norm": False},
+    # Nothing stays whole: a restored checkpoint would not reach tensors that DeepSpeed keeps gathered.
+    3: {"stage3_param_persistence_threshold": 0, "overlap_comm": False},
+}
+
+
 class NetworkEngine:
-    """A network with its optimizer under ZeRO 0, 1 or 2.
+    """A network with its optimizer under ZeRO 0, 1, 2 or 3.
 
     Attributes:
         name: the network's name in the system.
@@ -53,6 +81,7 @@ class NetworkEngine:
         self.name = name
         self.module = module
         self._workers = workers
+        self._shapes = {key: p.shape for key, p in module.named_parameters()}
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.gradients = Gradients(training, workers, sharded=training.zero_stage > 0)
         elements = sum(p.numel() for p in module.parameters())
@@ -73,7 +102,8 @@ class NetworkEngine:
                     "stage": training.zero_stage,
                     "reduce_bucket_size": bucket,
                     "allgather_bucket_size": bucket,
-                    **({"compute_grad_norm": False} if training.zero_stage in (1, 2) else {}),
+                    **_STAGE_SETTINGS.get(training.zero_stage, {}),
+                    "sub_group_size": max(elements, 1),  # one flat partition at stage 3
                 },
             },
         )
@@ -83,7 +113,7 @@ class NetworkEngine:
         if name in training.compile:
             module.compile()
         if isinstance(optimizer, LayerWise) and self.zero_stage > 0:
-            optimizer.cut(self._runs(), workers.sum)
+            optimizer.cut([Run(p.index, p.at, p.numel) for p in self._places() if p.numel], workers.sum)
 
     def _guard_step(self) -> None:
         """Treat gradients, and perhaps leave the step out, whenever DeepSpeed lets the optimizer step."""
@@ -95,12 +125,25 @@ class NetworkEngine:
                 step(closure)
 
         optimizer.step = guarded  # type: ignore[assignment]
+        if self.zero_stage == 3:  # it has no switch for its own norm, which skips steps before `guarded` sees them
+            finite = torch.ones((), device=self._workers.device)
+            self._engine.optimizer._get_norm_groups = lambda: [finite]
 
-    def _runs(self) -> list[Run]:
-        """Which elements of this worker's flat partition belong to which parameter."""
-        places = [p._hp_mapping for p in self.module.parameters()]  # type: ignore[attr-defined]  # set by ZeRO
-        addresses = [(i, m.hp_fragment_address) for i, m in enumerate(places) if m is not None]
-        return [Run(i, address.start, address.numel) for i, address in addresses]
+    def _places(self) -> list[_Place]:
+        """Where in which flat fp32 partition of ZeRO this worker's share of each parameter lies."""
+        zero = self._engine.optimizer
+        out = []
+        for index, (name, p) in enumerate(self.module.named_parameters()):
+            if self.zero_stage == 3:  # each parameter is cut into equal parts, the last of them padded
+                group, at, length = zero.grad_position[zero.get_param_id(p)]
+                flat, start = zero.fp32_partitioned_groups_flat[group], self._workers.rank * length
+                numel = max(0, min(length, p.ds_numel - start))  # type: ignore[attr-defined]  # set by ZeRO
+                out.append(_Place(index, name, self._shapes[name], flat, at, start, numel))
+            elif (mapping := p._hp_mapping) is not None:  # type: ignore[attr-defined]  # set by ZeRO
+                flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
+                inside, here = mapping.lp_fragment_address, mapping.hp_fragment_address
+                out.append(_Place(index, name, p.shape, flat, here.start, inside.start, here.numel))
+        return out
 
     @property
     def zero_stage(self) -> int:
@@ -115,6 +158,10 @@ class NetworkEngine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate this worker's share of the gradient."""
         self._engine.backward(self.gradients.scaled(loss))
+        if (
+            self.zero_stage == 3
+        ):  # else the next slice's gradient would replace this one's: the engine's forward does it
+            self._engine.optimizer.clear_backward_seen_flag()
 
     def step(self, lr_factor: float = 1.0) -> None:
         """Average the accumulated gradients over the workers and step; gradients are cleared.
@@ -190,34 +237,34 @@ class NetworkEngine:
                 Fragment.share(name, p.data, self._workers.rank, self._workers.size)
                 for name, p in self.module.named_parameters()
             ]
-        out = []
-        for name, p in self.module.named_parameters():
-            mapping = p._hp_mapping  # type: ignore[attr-defined]  # set by ZeRO
-            if mapping is not None:
-                out.append(Fragment(name, p.shape, mapping.lp_fragment_address.start, mapping.hp_fragment))
-        return out
+        return [place.fragment(place.flat.data) for place in self._places()]
 
     def state_fragments(self) -> dict[str, list[Fragment]]:
         """Optimizer state key -> this worker's share of it, cut like :meth:`fragments`. Empty before the first step."""
         out: dict[str, list[Fragment]] = {}
         state = self.torch_optimizer.state
-        for name, p in self.module.named_parameters():
-            if self.zero_stage == 0:
+        if self.zero_stage == 0:
+            for name, p in self.module.named_parameters():
                 for key, value in state.get(p, {}).items():
                     if value.shape == p.shape:
                         share = Fragment.share(name, value, self._workers.rank, self._workers.size)
                         out.setdefault(key, []).append(share)
-            elif (mapping := p._hp_mapping) is not None:  # type: ignore[attr-defined]
-                flat = self._engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-                address = mapping.hp_fragment_address
-                for key, value in state.get(flat, {}).items():
-                    if value.shape == flat.shape:
-                        part = value.narrow(0, address.start, address.numel)
-                        out.setdefault(key, []).append(Fragment(name, p.shape, mapping.lp_fragment_address.start, part))
+            return out
+        for place in self._places():
+            for key, value in state.get(place.flat, {}).items():
+                if value.shape == place.flat.shape:
+                    out.setdefault(key, []).append(place.fragment(value))
         return out
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of every whole parameter; at ZeRO 3 the module's own tensors are empty between forward passes."""
+        return dict(self._shapes)
 
     def _owners(self) -> list[Tensor]:
         """Tensors that the torch optimizer keeps state for."""
+        if self.zero_stage == 3:  # which hands partitions to the optimizer only while it steps
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [p for group in self.torch_optimizer.param_groups for p in group["params"]]
 
     def buffers(self) -> dict[str, Tensor]:
@@ -239,13 +286,16 @@ class NetworkEngine:
         for owner in self._owners():
             if keys:
                 state[owner] = {"step": torch.tensor(steps), **{key: torch.zeros_like(owner) for key in keys}}
-        if self.zero_stage > 0 and keys:
+        if self.zero_stage in (1, 2) and keys:
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def restored(self) -> None:
         """Tell DeepSpeed that the fp32 weights changed: push them into the module on every worker."""
-        if self.zero_stage > 0:
+        if self.zero_stage in (1, 2):
             self._engine.optimizer.update_lp_params()
+        if self.zero_stage == 3:
+            for group in range(len(self._owners())):
+                self._engine.optimizer._reassign_or_swap_out_partitioned_parameters(group)
 
 
 def build_engines(

@@ -25,6 +25,7 @@ from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, Sys
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
 from bessemer.training.engine import build_engines
+from bessemer.training.fragments import gather_full
 from bessemer.training.loop import Trainer, owned_slices
 from bessemer.training.rng import generator
 
@@ -228,6 +229,9 @@ def make_trainer(
 def final_state(trainer: Trainer) -> dict[str, Tensor]:
     """`<network>.<key>` -> weights and buffers as they are."""
     networks = trainer.system.networks().items()
+    if any(engine.zero_stage == 3 for engine in trainer.engines.values()):  # modules hold no weights
+        whole = {n: gather_full(e.fragments(), e.shapes, trainer.workers) for n, e in trainer.engines.items()}
+        return {f"{name}.{k}": v for name, tensors in whole.items() for k, v in tensors.items()}
     return {f"{name}.{k}": v.detach().clone() for name, net in networks for k, v in net.state_dict().items()}
 
 
