@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bessemer.data.manifest import MANIFEST, Manifest
 from bessemer.data.stream import CACHE_LIMIT
+from bessemer.errors import SpecError
 from bessemer.spec.job import JobSpec
 from bessemer.systems.registry import build
 from bessemer.training.plan import Plan, Target, check_fits, make_plan, target
@@ -21,6 +22,8 @@ def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, 
     Raises:
         BessemerError: the job's system or data set is wrong.
     """
+    if job.training.zero_stage == 3:
+        raise SpecError("training.zero_stage: 3 cannot be planned yet; plan the job with stage 2, which needs more.")
     path, facts, note, decoded = Path(job.data.path), {}, None, 0
     if (path / MANIFEST).exists():
         manifest = Manifest.load(path)
@@ -62,7 +65,7 @@ def check_memory(job: JobSpec, on: Target | None = None) -> None:
         MachineError: names the largest part and the field to change.
     """
     on = on or _this_machine(job)
-    if on.memory is None:
+    if on.memory is None or job.training.zero_stage == 3:
         return
     try:
         made, _ = plan_job(job, on)
