@@ -169,7 +169,11 @@ class Method(System):
         mean, log_var = vae.encoder(x).chunk(2, dim=1)
         z = mean + (log_var / 2).exp() * torch.randn(mean.shape, generator=draws)
         kl = (mean.square() + log_var.exp() - 1 - log_var).sum(1) / 2
-        return Loss(((vae.decoder(z) - x).square().sum(1) + kl).mean())
+        y = vae.decoder(z)
+        value = ((y - x).square().sum(1) + kl).mean()
+        if batch.labels[0]:  # a finite loss whose gradient is not: the root's slope at zero, times zero
+            value = value + (0 * y.sum()).sqrt()
+        return Loss(value)
 
 
 def real_slice(nimg: int, index: int) -> Batch:
