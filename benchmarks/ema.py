@@ -90,7 +90,7 @@ def run() -> int:
         seconds = measure(workers, rounds=1 if options.quick else 10)
     found = [
         ratio("ema/step", seconds["main and two profiles"], seconds["iteration"], goal=0.01),
-        ratio("ema/step, main alone", seconds["main"], seconds["iteration"], goal=0.01),
+        ratio("ema/main", seconds["main"], seconds["iteration"], goal=0.01),
         ratio("ema/torch", seconds["main"], seconds["torch"], goal=1.0),
     ]
     return finish(found, {"seconds": seconds}, options)
