@@ -19,7 +19,7 @@ LEVELS: tuple[set[str], ...] = (
     {"training", "evaluation", "tracking"},
     {"systems", "data"},
     {"nn", "spec"},
-    {"errors"},
+    {"errors", "files"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Between rooms of one level only these, so that there is no cycle.
@@ -29,7 +29,7 @@ SIDEWAYS = {
 }
 # The trainer runs under plain torchrun with torch, deepspeed, webdataset, numpy and pydantic alone: what it is made of
 # never imports the first, not even in a function, and the second only in functions that need it.
-TRAINER = {"training", "systems", "data", "nn", "spec", "errors"}
+TRAINER = {"training", "systems", "data", "nn", "spec", "errors", "files"}
 NEVER_IN_TRAINER = {"ray", "mlflow"}
 NOT_AT_TOP_OF_TRAINER = {"matplotlib", "sklearn", "scipy", "typer", "rich"}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bessemer.data.manifest import Manifest, data_hash, file_sha256
+from bessemer.data.manifest import Manifest, data_hash
 from bessemer.errors import DataError
 
 
@@ -143,8 +143,3 @@ def test_any_change_is_a_data_error_or_the_same_data(changes: list[tuple[int, in
 def test_deep_nesting_is_a_data_error() -> None:
     with pytest.raises(DataError):
         Manifest.parse(b"[" * 100_000, "manifest.json")
-
-
-def test_file_sha256(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "x").startswith("ba7816bf")

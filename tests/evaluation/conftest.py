@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from bessemer.evaluation import inception
-from bessemer.evaluation.extractors import file_sha256
+from bessemer.files import file_sha256
 from bessemer.systems.contract import Clock, OptimizerDefaults, System, SystemConfig, Update
 
 CLASS_COUNTS = [30, 60, 10]

@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from bessemer.evaluation.files import write_atomically
 from bessemer.evaluation.grid import row_labels, sample_grid, save_png, tile
 
 
@@ -60,17 +59,3 @@ def test_png_holds_the_pixels(tmp_path: Path, channels: int) -> None:
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image).reshape(6, 9, channels), pixels)
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(f) -> None:
-        f.write(b"half")
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""Atomic writes, locks, and paths that stay inside."""
+"""Locks, and paths that stay inside."""
 
 from __future__ import annotations
 
@@ -8,19 +8,7 @@ from pathlib import Path
 import pytest
 
 from bessemer.errors import RunError
-from bessemer.tracking.files import hold_lock, is_locked, path_inside, read_json, write_atomic
-
-
-def test_atomic_write_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"one")
-    write_atomic(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert list(tmp_path.iterdir()) == [path]
-    (tmp_path / "directory").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        write_atomic(tmp_path / "directory", b"x")
-    assert len(list(tmp_path.iterdir())) == 2
+from bessemer.tracking.files import hold_lock, is_locked, path_inside, read_json
 
 
 def test_lock_keeps_others_out_until_it_is_released(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from bessemer.data.decode import decode_into
 from bessemer.data.index import Index, parse_index
-from bessemer.data.manifest import Manifest, file_sha256
+from bessemer.data.manifest import Manifest
 from bessemer.errors import DataError
+from bessemer.files import file_sha256
 
 __all__ = ["ShardedDataset"]
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bessemer.errors import DataError
+from bessemer.files import write_atomically
 
-__all__ = ["MANIFEST", "FileRecord", "Manifest", "Packing", "ShardRecord", "data_hash", "file_sha256"]
+__all__ = ["MANIFEST", "FileRecord", "Manifest", "Packing", "ShardRecord", "data_hash"]
 
 MANIFEST = "manifest.json"
 
@@ -144,13 +144,8 @@ class Manifest(_Record):
 
     def save(self, directory: Path) -> None:
         """Write ``manifest.json``, aside first and renamed when it is on the disk."""
-        path = Path(directory) / MANIFEST
-        aside = path.with_suffix(".partial")
-        with aside.open("wb") as file:
-            file.write(json.dumps(self.model_dump(), indent=1, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        data = json.dumps(self.model_dump(), indent=1, ensure_ascii=False).encode() + b"\n"
+        write_atomically(Path(directory) / MANIFEST, lambda file: file.write(data))
 
 
 def data_hash(fields: dict[str, Any]) -> str:
@@ -158,15 +153,6 @@ def data_hash(fields: dict[str, Any]) -> str:
     content = {key: value for key, value in fields.items() if key != "hash"}
     content["packing"] = {key: content["packing"][key] for key in ("size", "resize", "mode")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _shorten(value: object) -> str:

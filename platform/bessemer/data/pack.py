@@ -25,6 +25,7 @@ from bessemer.data.prepare import Mode, Prepared, Resize, Rules, prepare
 from bessemer.data.shards import ShardWriter
 from bessemer.data.sources import Entry, Source, open_source
 from bessemer.errors import DataError
+from bessemer.files import sync, write_synced
 
 __all__ = ["SHARD_BYTES", "mode_named", "pack", "resize_named"]
 
@@ -90,7 +91,7 @@ def pack(
             index = index_bytes(writer.finish())
         finally:
             writer.abandon()
-        _write_synced(aside / _INDEX, index)
+        write_synced(aside / _INDEX, index)
         by_class = Counter(entry.class_name for entry in entries)
         fields: dict[str, Any] = {
             "version": 1,
@@ -288,28 +289,13 @@ def _remove_abandoned(destination: Path) -> None:
 
 
 def _publish(aside: Path, destination: Path, overwrite: bool) -> None:
-    _sync_directory(aside)
+    sync(aside)
     _check_destination(destination, overwrite)  # it may have appeared meanwhile
     old: Path | None = None
     if destination.exists() and any(destination.iterdir()):
         old = destination.parent / f".{destination.name}.{_REPLACED}-{uuid.uuid4().hex[:8]}"
         destination.rename(old)
     aside.rename(destination)
-    _sync_directory(destination.parent)
+    sync(destination.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from bessemer.errors import EvaluationError
-from bessemer.evaluation.extractors import check_images, exact_arithmetic, file_sha256
+from bessemer.evaluation.extractors import check_images, exact_arithmetic
 from bessemer.evaluation.resize import resize_bicubic
+from bessemer.files import file_sha256
 
 __all__ = ["EffLite0", "fold", "load_network"]
 

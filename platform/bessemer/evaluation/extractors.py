@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,7 +14,7 @@ from torch import Tensor
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.names import EXTRACTORS
 
-__all__ = ["Extractor", "check_images", "exact_arithmetic", "file_sha256", "get_extractor"]
+__all__ = ["Extractor", "check_images", "exact_arithmetic", "get_extractor"]
 
 
 class Extractor(Protocol):
@@ -95,12 +94,3 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
         return
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bessemer.evaluation.files import write_atomically
 from bessemer.evaluation.sampling import prepare, sampling_mode, to_uint8
+from bessemer.files import write_atomically
 from bessemer.systems.contract import System
 from bessemer.training.rng import generator
 
@@ -74,4 +74,5 @@ def save_png(path: Path, array: NDArray[np.uint8]) -> None:
     from PIL import Image
 
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda f: image.save(f, format="PNG"))

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from bessemer.errors import EvaluationError
-from bessemer.evaluation.extractors import check_images, exact_arithmetic, file_sha256
+from bessemer.evaluation.extractors import check_images, exact_arithmetic
 from bessemer.evaluation.files import cache_dir
 from bessemer.evaluation.resize import resize_bicubic
+from bessemer.files import file_sha256
 
 __all__ = ["INCEPTION_SHA256", "INCEPTION_URL", "Inception", "find_weights"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bessemer.evaluation.extractors import Extractor
-from bessemer.evaluation.files import write_atomically
+from bessemer.files import write_atomically
 
 __all__ = ["RealImages", "load_reference", "reference_hash", "reference_ids", "reference_path", "save_reference"]
 
@@ -74,4 +74,5 @@ def load_reference(path: Path, key: str, shape: tuple[int, int]) -> Features | N
 
 def save_reference(path: Path, key: str, features: Features) -> None:
     """Keep features for the next evaluation. Several workers and runs may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda f: np.savez(f, key=np.array(key), features=features))

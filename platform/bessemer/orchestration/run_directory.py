@@ -18,6 +18,7 @@ from typing import Any
 
 from bessemer import __version__
 from bessemer.errors import RunError
+from bessemer.files import hidden_name
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import dump_job, load_job
 from bessemer.tracking.journal import Journal
@@ -167,7 +168,7 @@ class RunDirectory:
 
     def leave_error(self, error: Exception) -> None:
         """Record why the run cannot go on, unless somebody did already."""
-        aside = self.path / f".error.{uuid.uuid4().hex[:8]}"
+        aside = hidden_name(self._error_file)
         aside.write_text(json.dumps({"type": type(error).__name__, "message": str(error)}))
         try:
             os.link(aside, self._error_file)  # unlike rename, fails if it exists: the first error is the cause

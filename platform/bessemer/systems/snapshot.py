@@ -6,11 +6,8 @@ sampling needs, whole and in fp32; a checkpoint (sharded, with optimizer states)
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bessemer.errors import CheckpointError
+from bessemer.files import file_sha256, hidden_name, sync
 from bessemer.systems.contract import System
 from bessemer.systems.registry import get
 
@@ -58,18 +56,6 @@ class SnapshotInfo:
     weights_sha256: str = ""
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)
-
-
-def _digest(f: Any) -> str:  # Python 3.10 has no hashlib.file_digest
-    h = hashlib.sha256()
-    while block := f.read(1 << 20):
-        h.update(block)
-    return h.hexdigest()
-
-
 def save_snapshot(directory: Path, tensors: dict[str, Tensor], info: SnapshotInfo) -> SnapshotInfo:
     """Write a snapshot so that it is either whole or not there.
 
@@ -77,14 +63,13 @@ def save_snapshot(directory: Path, tensors: dict[str, Tensor], info: SnapshotInf
         directory: the snapshot's own directory; replaced if it exists.
         tensors: `<network>.<state_dict key>` -> tensor, parameters and buffers.
     """
-    aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
+    aside = hidden_name(directory)
     aside.mkdir(parents=True)
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, aside / _WEIGHTS)
-    info = SnapshotInfo(**{**asdict(info), "weights_sha256": _sha256(aside / _WEIGHTS)})
+    info = SnapshotInfo(**{**asdict(info), "weights_sha256": file_sha256(aside / _WEIGHTS)})
     (aside / _INFO).write_text(json.dumps(asdict(info), indent=2) + "\n")
     for path in (aside / _WEIGHTS, aside / _INFO):
-        with path.open("rb") as f:
-            os.fsync(f.fileno())
+        sync(path)
     if directory.exists():
         shutil.rmtree(directory)
     aside.rename(directory)
@@ -115,7 +100,7 @@ def verified_weights(directory: Path, info: SnapshotInfo) -> Path:
         CheckpointError: missing or damaged.
     """
     weights = directory / _WEIGHTS
-    if not weights.is_file() or _sha256(weights) != info.weights_sha256:
+    if not weights.is_file() or file_sha256(weights) != info.weights_sha256:
         raise CheckpointError(f"{weights}: missing or damaged (sha256 differs from {_INFO}); use another snapshot.")
     return weights
 

@@ -1,4 +1,4 @@
-"""Files of a run directory: atomic writes, locks, and paths that must stay inside it."""
+"""Files of a run directory: locks, and paths that must stay inside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,28 +13,12 @@ from typing import Any
 
 from bessemer.errors import RunError
 
-__all__ = ["RUN_LOCK", "hold_lock", "is_locked", "path_inside", "read_json", "write_atomic"]
+__all__ = ["RUN_LOCK", "hold_lock", "is_locked", "path_inside", "read_json"]
 
 RUN_LOCK = ".lock"
 """Lock file of a run directory; whoever trains the run holds it for as long as it goes on."""
 
 _ACQUIRE_SECONDS = 1.0
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` aside, flush it to disk and rename it to ``path``."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    aside = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.chmod(0o644)  # mkstemp makes private files; people share run directories
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

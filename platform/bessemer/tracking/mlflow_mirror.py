@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 
 from bessemer.errors import TrackingError
+from bessemer.files import write_atomically
 from bessemer.spec.job import TrackingSpec
-from bessemer.tracking.files import hold_lock, path_inside, read_json, write_atomic
+from bessemer.tracking.files import hold_lock, path_inside, read_json
 from bessemer.tracking.journal import Journal, Record, finite, protocol_key, read_entries
 from bessemer.tracking.mlflow_store import check_uri, quiet_mlflow, redact, resolve_uri
 from bessemer.tracking.runs import flatten, load_run
@@ -373,7 +374,8 @@ class _Transfer:
             "run_id": self.run_id,
             "offset": self._offset,
         }
-        write_atomic(self._run_dir / _STATE_FILE, json.dumps(state, indent=2).encode() + b"\n")
+        data = json.dumps(state, indent=2).encode() + b"\n"
+        write_atomically(self._run_dir / _STATE_FILE, lambda file: file.write(data))
 
 
 def _write_note(run_dir: Path, **fields: str) -> None:

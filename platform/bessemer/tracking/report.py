@@ -17,8 +17,8 @@ from pathlib import Path
 
 from bessemer import __version__
 from bessemer.errors import RunError
+from bessemer.files import write_atomically
 from bessemer.tracking.figures import Marker, Scale, Series, chart, format_number, thin
-from bessemer.tracking.files import write_atomic
 from bessemer.tracking.journal import PROTOCOL_FIELDS, Record, finite
 from bessemer.tracking.pictures import pictures_section
 from bessemer.tracking.runs import (
@@ -84,7 +84,8 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     run = load_run(run_dir)
     path = run.path / "report.html" if out is None else Path(out)
     try:
-        write_atomic(path, render_report(run).encode("utf-8", errors="replace"))
+        page = render_report(run).encode("utf-8", errors="replace")
+        write_atomically(path, lambda file: file.write(page))
     except OSError as error:
         raise RunError(
             f"report {path}: cannot be written ({error.strerror}); choose another file with --out"

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bessemer.errors import CheckpointError
+from bessemer.files import hidden_name
 from bessemer.spec.job import CheckpointSpec
 from bessemer.systems.contract import Clock
 from bessemer.training.checkpoint_files import (
@@ -27,7 +28,6 @@ from bessemer.training.checkpoint_files import (
     damage,
     delete_checkpoint,
     delete_stale,
-    hidden_name,
     kimg_name,
     read_state,
 )

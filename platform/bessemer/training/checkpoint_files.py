@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bessemer.errors import CheckpointError
+from bessemer.files import file_sha256, hidden_name, write_synced
 
 __all__ = [
     "FORMAT",
@@ -38,11 +37,9 @@ __all__ = [
     "delete_checkpoint",
     "delete_stale",
     "describe",
-    "hidden_name",
     "kimg_name",
     "nimg_of",
     "read_state",
-    "sync",
     "verify_checkpoint",
     "write_json",
 ]
@@ -63,11 +60,6 @@ def nimg_of(path: Path) -> int:
     return round(float(path.name.removeprefix("kimg-")) * 1000)
 
 
-def hidden_name(final: Path) -> Path:
-    """A fresh name beside `final` that no reader looks at."""
-    return final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
-
-
 def complete_checkpoints(root: Path) -> list[Path]:
     """Checkpoints that were finished, oldest first; whether they are damaged is another question."""
     return sorted(p for p in root.glob("kimg-*") if (p / MANIFEST).is_file())
@@ -76,15 +68,6 @@ def complete_checkpoints(root: Path) -> list[Path]:
 def all_checkpoints(root: Path) -> list[Path]:
     """Every visible checkpoint, also one that lost its manifest, oldest first."""
     return sorted(p for p in root.glob("kimg-*") if p.is_dir())
-
-
-def sync(path: Path) -> None:
-    """Force a file or directory to the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> dict[str, Any]:
@@ -98,10 +81,7 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> dict[str, A
     """
     data = json.dumps(value, indent=indent).encode()
     try:
-        with path.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
+        write_synced(path, data)
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from None
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -118,14 +98,6 @@ def delete_checkpoint(path: Path) -> None:
     aside = hidden_name(path)
     path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    h = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 22):
-            h.update(block)
-    return h.hexdigest()
 
 
 def verify_checkpoint(path: Path, *, content: bool = True) -> None:
@@ -151,7 +123,7 @@ def verify_checkpoint(path: Path, *, content: bool = True) -> None:
                 raise CheckpointError(
                     f"{file}: has {file.stat().st_size} bytes, the manifest says {expected['bytes']}."
                 )
-            if content and _sha256(file) != expected["sha256"]:
+            if content and file_sha256(file) != expected["sha256"]:
                 raise CheckpointError(f"{file}: sha256 differs from the manifest.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{path / MANIFEST}: cannot be read ({e!r}).") from None

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bessemer.training.checkpoint_files import FORMAT, MANIFEST, SHARED, STATE, sync, write_json
+from bessemer.files import sync
+from bessemer.training.checkpoint_files import FORMAT, MANIFEST, SHARED, STATE, write_json
 from bessemer.training.host_copy import HostCopy
 
 __all__ = ["SaveReport", "Saving", "reason"]
