@@ -123,7 +123,9 @@ def _devices() -> Iterator[Finding]:
 
 def _cores_and_memory() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("cpu", "ok" if cores > 1 else "warn", f"{cores} cores", None if cores > 1 else "use --workers 1")
+    yield Finding(
+        "cpu", "ok" if cores > 1 else "warn", f"{cores} cores", None if cores > 1 else "set resources.workers to 1"
+    )
     free = available_memory()
     if free is not None:
         enough = free >= 3 * _GIB

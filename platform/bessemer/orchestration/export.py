@@ -18,7 +18,7 @@ from bessemer.systems.snapshot import (
     snapshot_dirs,
     system_of,
 )
-from bessemer.training.checkpoint_files import all_checkpoints, complete_checkpoints, damage, nimg_of, read_state
+from bessemer.training.checkpoint_files import all_checkpoints, damage, newest_undamaged, nimg_of, read_state
 from bessemer.training.export import averaged_weights, stored_system
 
 __all__ = ["choose_checkpoint", "ema_profile", "export_snapshot"]
@@ -38,10 +38,10 @@ def choose_checkpoint(run: RunDirectory, name: str | None) -> Path:
     """
     names = [p.name for p in all_checkpoints(run.checkpoints)]
     if name is None:
-        for path in reversed(complete_checkpoints(run.checkpoints)):
-            if damage(path) is None:
-                return path
-        raise CheckpointError(f"{run.checkpoints}: holds no undamaged checkpoint.")
+        path, _ = newest_undamaged(run.checkpoints)
+        if path is None:
+            raise CheckpointError(f"{run.checkpoints}: holds no undamaged checkpoint.")
+        return path
     if name not in names:
         raise CheckpointError(
             f"--checkpoint {name}: {run.path} has no such checkpoint; it has {', '.join(names) or 'none'}."

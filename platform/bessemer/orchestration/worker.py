@@ -215,9 +215,7 @@ def _train(run: RunDirectory) -> bool:
             engines,
             emas,
             stream,
-            CheckpointStore(
-                run.checkpoints, job.checkpoint, workers, lambda: metric_scores(run.path, job.checkpoint.keep_best)
-            ),
+            CheckpointStore(run.checkpoints, job.checkpoint, workers, scores),
             identity,
             workers,
             write,

@@ -15,7 +15,7 @@ from bessemer import systems as _rooms
 from bessemer.errors import SpecError
 from bessemer.systems.contract import System, SystemConfig
 
-__all__ = ["all_systems", "build", "get", "resolve_config"]
+__all__ = ["all_systems", "build", "get", "rebuild", "resolve_config"]
 
 
 @cache
@@ -100,3 +100,14 @@ def build(
     """Build a system; see :func:`resolve_config`. Weights mean nothing until `init_weights` or a load."""
     cls = get(name)
     return cls(resolve_config(name, preset, overrides, data))
+
+
+def rebuild(name: str, config: Mapping[str, Any]) -> System:
+    """The system of a stored name and whole configuration. Weights mean nothing until a load.
+
+    Raises:
+        SpecError: this version does not know the system.
+        ValidationError: or not this configuration of it.
+    """
+    cls = get(name)
+    return cls(cls.Config.model_validate(config))

@@ -19,7 +19,7 @@ from torch import Tensor
 from bessemer.errors import CheckpointError
 from bessemer.files import file_sha256, hidden_name, sync
 from bessemer.systems.contract import System
-from bessemer.systems.registry import get
+from bessemer.systems.registry import rebuild
 
 __all__ = [
     "SnapshotInfo",
@@ -118,8 +118,7 @@ def load_snapshot(directory: Path, device: str = "cpu") -> tuple[System, Snapsho
 
 def system_of(info: SnapshotInfo, tensors: Mapping[str, Tensor], device: str = "cpu") -> System:
     """The system that `info` describes, its sampled networks filled from `tensors` and in eval mode."""
-    cls = get(info.system)
-    system = cls(cls.Config.model_validate(info.config))
+    system = rebuild(info.system, info.config)
     fill_networks(system, tensors)
     for name in system.sampled_networks:
         system.networks()[name].to(device).eval()

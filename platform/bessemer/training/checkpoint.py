@@ -29,6 +29,7 @@ from bessemer.training.checkpoint_files import (
     delete_checkpoint,
     delete_stale,
     kimg_name,
+    newest_undamaged,
     read_state,
 )
 from bessemer.training.distributed import Workers
@@ -250,18 +251,9 @@ class CheckpointStore:
         self.finish()
         found: tuple[Path | None, list[str]] = (None, [])
         if self._workers.is_first:
-            skipped: list[str] = []
-            for path in reversed(self.complete()):
-                if latest is not None and path.name > kimg_name(latest):
-                    continue
-                wrong = damage(path)
-                if wrong is None:
-                    found = (path, skipped)
-                    break
-                self._damaged.add(path)
-                skipped.append(wrong)
-            else:
-                found = (None, skipped)
+            path, wrong = newest_undamaged(self.root, latest)
+            self._damaged |= wrong.keys()
+            found = path, list(wrong.values())
         result: tuple[Path | None, list[str]] = self._workers.from_first(found)
         return result
 

@@ -38,6 +38,7 @@ __all__ = [
     "delete_stale",
     "describe",
     "kimg_name",
+    "newest_undamaged",
     "nimg_of",
     "read_state",
     "verify_checkpoint",
@@ -136,6 +137,24 @@ def damage(path: Path, *, content: bool = True) -> str | None:
     except CheckpointError as e:
         return str(e)
     return None
+
+
+def newest_undamaged(root: Path, latest: int | None = None) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that is whole, every byte checked, and what is wrong with those that are newer.
+
+    Args:
+        root: directory of the checkpoints.
+        latest: images; newer ones are left out.
+    """
+    wrong: dict[Path, str] = {}
+    for path in reversed(complete_checkpoints(root)):
+        if latest is not None and path.name > kimg_name(latest):
+            continue
+        found = damage(path)
+        if found is None:
+            return path, wrong
+        wrong[path] = found
+    return None, wrong
 
 
 def read_state(path: Path) -> Mapping[str, Any]:

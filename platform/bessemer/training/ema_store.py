@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bessemer.errors import CheckpointError
 from bessemer.systems.contract import Clock
-from bessemer.systems.registry import get
+from bessemer.systems.registry import rebuild
 from bessemer.systems.snapshot import SnapshotInfo, is_snapshot, read_snapshot_info, save_snapshot, verified_weights
 from bessemer.training.checkpoint_files import kimg_name
 from bessemer.training.distributed import Workers
@@ -138,9 +138,8 @@ def reconstruct(root: Path, sigma_rel: float, nimg: int | None = None) -> Recons
 
 def _parameters(info: SnapshotInfo) -> set[str]:
     """Keys of a snapshot's tensors that were averaged; the others are buffers."""
-    cls = get(info.system)
     with torch.device("meta"):
-        system = cls(cls.Config.model_validate(info.config))
+        system = rebuild(info.system, info.config)
     networks = system.networks()
     return {f"{n}.{key}" for n in system.sampled_networks for key, _ in networks[n].named_parameters()}
 

@@ -82,6 +82,7 @@ class NetworkEngine:
         self.module = module
         self._workers = workers
         self._shapes = {key: p.shape for key, p in module.named_parameters()}
+        self._discards = False
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.gradients = Gradients(training, workers, sharded=training.zero_stage > 0)
         elements = sum(p.numel() for p in module.parameters())
@@ -121,7 +122,7 @@ class NetworkEngine:
         step = optimizer.step
 
         def guarded(closure: Any = None) -> None:
-            if self.gradients.ready([p.grad for p in self._owners() if p.grad is not None]):
+            if not self._discards and self.gradients.ready([p.grad for p in self._owners() if p.grad is not None]):
                 step(closure)
 
         optimizer.step = guarded  # type: ignore[assignment]
@@ -175,15 +176,12 @@ class NetworkEngine:
 
     def discard(self) -> None:
         """Clear the accumulated gradients without a step: DeepSpeed goes its whole way, the optimizer does nothing."""
-        optimizer = self.torch_optimizer
-        step = optimizer.step
-        optimizer.step = lambda closure=None: None  # type: ignore[method-assign,assignment]
+        self._discards = True
         try:
             self._engine.step()
-            self.gradients.norm = None
-            self.gradients.skipped += 1
         finally:
-            optimizer.step = step  # type: ignore[method-assign]
+            self._discards = False
+        self.gradients.leave_out()
 
     @property
     def lr(self) -> float:

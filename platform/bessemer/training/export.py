@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bessemer.errors import CheckpointError
 from bessemer.systems.contract import System
-from bessemer.systems.registry import get
+from bessemer.systems.registry import rebuild
 from bessemer.training.checkpoint import StoredFragments
 from bessemer.training.checkpoint_files import SHARED, read_state
 from bessemer.training.fragments import Fragment
@@ -26,9 +26,8 @@ def stored_system(path: Path) -> System:
     """
     try:
         identity = read_state(path)["identity"]
-        cls = get(identity["system"])
         with torch.device("meta"):
-            return cls(cls.Config.model_validate(identity["config"]))
+            return rebuild(identity["system"], identity["config"])
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: does not say which system it is of ({e}).") from None
 

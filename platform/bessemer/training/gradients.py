@@ -84,9 +84,15 @@ class Gradients:
         finite = self._sanitize or bool(norm.isfinite())
         if self.scale is not None:
             self.scale.moved(finite)
-        self.norm = norm if finite else None
         if not finite:
-            self.skipped += 1
-        elif self._bound is not None:
+            self.leave_out()
+            return False
+        self.norm = norm
+        if self._bound is not None:
             torch._foreach_mul_(gradients, (self._bound / (norm + 1e-6)).clamp(max=1))
-        return finite
+        return True
+
+    def leave_out(self) -> None:
+        """Count a step that is not made."""
+        self.norm = None
+        self.skipped += 1
