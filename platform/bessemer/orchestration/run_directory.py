@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -11,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from bessemer.errors import RunError
 from bessemer.files import hidden_name
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import dump_job, load_job
+from bessemer.tracking.files import RUN_LOCK, hold_lock
 from bessemer.tracking.journal import Journal
 
 __all__ = ["RunDirectory"]
@@ -140,24 +140,19 @@ class RunDirectory:
         Raises:
             RunError: another process trains this run.
         """
-        file = self.path / ".lock"
-        try:
-            fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as e:
-            raise RunError(f"{file}: cannot be written ({e.strerror}); make the run directory writable.") from None
-        try:
+        file = self.path / RUN_LOCK
+        with ExitStack() as held:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
+                held.enter_context(hold_lock(file))
+            except OSError as e:
+                raise RunError(f"{file}: cannot be written ({e.strerror}); make the run directory writable.") from None
+            except RunError:
+                owner = file.read_text(errors="replace").strip()
                 raise RunError(
                     f"{self.path}: is being trained by process {owner or '?'}; wait for it, or end that process first."
                 ) from None
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            file.write_text(str(os.getpid()))
             yield
-        finally:
-            os.close(fd)
 
     # A person's mistake ends a run for good: replacing workers would only repeat it. The first worker that finds
     # one leaves it here; workers that come after see it and stop, and the driver reports it.
