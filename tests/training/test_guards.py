@@ -152,6 +152,16 @@ def test_without_a_checkpoint_the_run_stops(launch: Launch, tmp_path: Path) -> N
     assert "loss/discriminator was nan on worker 0, 1 times in a row (guards.max_skips: 0)" in failed["error"]
 
 
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_sound_run_is_the_same_sanitised(launch: Launch, tmp_path: Path) -> None:
+    """Sanitising accepts every update unseen; what layers sum up over the workers must not depend on that."""
+    plain = guarded(launch, tmp_path / "plain", 2, 0, iterations=6)
+    sanitised = guarded(launch, tmp_path / "sanitised", 2, 0, iterations=6, training={"sanitize_gradients": True})
+    assert differences(*sanitised) == 0
+    assert differences(plain[0], sanitised[0]) == 0
+
+
 def guards(**spec: Any) -> Guards:
     job = JobSpec.model_validate(
         {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["UpdateStateLayer", "begin_update", "end_update", "pending_sums"]
+__all__ = ["UpdateStateLayer", "begin_update", "commit_update", "end_update", "pending_sums", "sum_pending"]
 
 
 class UpdateStateLayer(nn.Module):
@@ -37,7 +37,7 @@ def _layers(networks: Iterable[nn.Module]) -> list[UpdateStateLayer]:
 
 
 def pending_sums(networks: Iterable[nn.Module]) -> list[Tensor]:
-    """This worker's sums that :func:`end_update` would commit, live."""
+    """This worker's sums that :func:`commit_update` would commit, live."""
     return [t for layer in _layers(networks) for t in layer.pending()]
 
 
@@ -49,17 +49,29 @@ def begin_update(networks: Iterable[nn.Module]) -> None:
 
 
 @torch.no_grad()
-def end_update(networks: Iterable[nn.Module], all_reduce: Callable[[Tensor], object] | None = None) -> None:
-    """Close the update: sum all pending tensors over the workers in one flat call and commit them.
+def sum_pending(networks: Iterable[nn.Module], all_reduce: Callable[[Tensor], object], *also: Tensor) -> None:
+    """Sum all pending tensors, and those in `also`, over the workers, in place and in one flat call.
 
     Args:
-        all_reduce: sums a 1-D float32 tensor over the workers in place; ``None`` on one worker.
+        all_reduce: sums a 1-D float32 tensor over the workers in place.
     """
-    layers, pending = _layers(networks), pending_sums(networks)
-    if pending and all_reduce is not None:
-        flat = torch.cat([t.reshape(-1).float() for t in pending])
+    tensors = [*pending_sums(networks), *also]
+    if tensors:
+        flat = torch.cat([t.reshape(-1).float() for t in tensors])
         all_reduce(flat)
-        for tensor, total in zip(pending, torch.split(flat, [t.numel() for t in pending]), strict=True):
+        for tensor, total in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
-    for layer in layers:
+
+
+@torch.no_grad()
+def commit_update(networks: Iterable[nn.Module]) -> None:
+    """Let every layer take over the sums of all workers."""
+    for layer in _layers(networks):
         layer.end_update()
+
+
+def end_update(networks: Iterable[nn.Module], all_reduce: Callable[[Tensor], object] | None = None) -> None:
+    """Close the update: :func:`sum_pending`, unless there is one worker, and :func:`commit_update`."""
+    if all_reduce is not None:
+        sum_pending(networks, all_reduce)
+    commit_update(networks)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.errors import TrainingError
-from bessemer.nn.update_state import pending_sums
+from bessemer.nn.update_state import pending_sums, sum_pending
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Clock, Update
 from bessemer.training.distributed import Workers
@@ -106,20 +106,28 @@ class Guards:
     ) -> bool:
         """Whether the forward passes of all slices were finite: losses, and what layers summed up. Collective.
 
+        What layers summed up is then that of all workers, to be committed if the update is accepted.
         The answer is waited for. That costs little where the optimizer waits for its gradients anyway.
         """
         self._skipped_before, self._refused = engine.skipped_steps, None
         if self._job.training.sanitize_gradients:  # the job asks for the step, whatever came before it
+            self._sum_over_workers(networks)
             return True
         values = torch.stack([loss.detach().float().reshape(()) for loss in losses])
         sums = pending_sums(networks)
         seen = torch.cat([values, torch.stack(torch._foreach_norm(sums)).float()]) if sums else values
-        if int(self._workers.sum((~seen.isfinite()).sum())) == 0:
+        count = (~seen.isfinite()).sum().float()
+        self._sum_over_workers(networks, count)  # one message for both: each costs a wait for the slowest worker
+        if not count:
             return True
         mine = [str(value) for value in values.tolist() if not abs(value) < float("inf")]
         where = [f"{', '.join(bad)} on worker {rank}" for rank, bad in enumerate(self._workers.gather(mine)) if bad]
         self._refused = f"loss/{update.name} was {' and '.join(where)}" if where else f"{update.name} overflowed"
         return False
+
+    def _sum_over_workers(self, networks: Iterable[nn.Module], *also: Tensor) -> None:
+        if self._workers.size > 1:
+            sum_pending(networks, self._workers.sum, *also)
 
     def stepped(self, update: Update, engine: NetworkEngine, nimg: int) -> None:
         """Learn that an update is over: its step was made, or its gradients were discarded.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bessemer.nn.norm import share_statistics
-from bessemer.nn.update_state import begin_update, end_update
+from bessemer.nn.update_state import begin_update, commit_update
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, Loss, System, Update
 from bessemer.training.agreement import check_agreement
@@ -191,7 +191,7 @@ class Trainer:
             with part("communicate"):
                 accepted = self.guards.accept(update, engine, [loss.value for loss in losses], networks)
                 if accepted:
-                    end_update(networks, self.workers.sum)
+                    commit_update(networks)
             with part("optimizer"):
                 if accepted:
                     engine.step(lr_factor(self.job.training, nimg) * self.guards.lr_factor)
