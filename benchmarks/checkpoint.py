@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -49,8 +50,8 @@ class Bench:
             network.train()
         self.iterate()  # allocates the optimizer states
 
-    def iterate(self) -> float:
-        """Train one iteration of one slice; its seconds."""
+    def iterate(self, before_change: Callable[[], None] = lambda: None) -> float:
+        """Train one iteration of one slice; its seconds. As in training, weights change only after `before_change`."""
         began = time.perf_counter()
         for update in self.system.updates(self.clock):
             draws = generator("cpu", 0, update.name, self.clock.nimg)
@@ -59,6 +60,7 @@ class Bench:
             with engine.only_trained(self.engines):
                 loss = update.loss(Batch(images, torch.zeros(_SLICE, dtype=torch.int64)), draws)
                 engine.backward(loss.value)
+                before_change()
                 engine.step()
         for ema in self.emas.values():
             ema.update(_SLICE, self.clock.nimg)
@@ -66,24 +68,23 @@ class Bench:
         return time.perf_counter() - began
 
     def save(self, background: bool) -> float:
-        """Save, and wait for the files afterwards; seconds that training had to wait."""
+        """Save, train an iteration, and wait for the files; seconds that training had to wait."""
         self.iterate()
         os.sync()  # what the other side wrote must not be written in our time
         store = self.stores[background]
-        began = time.perf_counter()
         store.save(self.clock, self.identity, self.engines, self.emas, {})
-        waited = time.perf_counter() - began
+        self.iterate(store.copied)
         store.finish()
         (report,) = store.reports()
         assert report.error is None, report.error
-        return waited
+        return report.stall if background else report.seconds
 
     def iterate_while_writing(self) -> float:
         """Seconds of one iteration that lies within a save in the background; several saves if one is too short."""
         store = self.stores[True]
         for _ in range(20):
             store.save(self.clock, self.identity, self.engines, self.emas, {})
-            seconds = self.iterate()
+            seconds = self.iterate(store.copied)
             still_writing = not store.reports() and not store.advance() and not store.reports()
             store.finish()
             store.reports()

@@ -6,6 +6,7 @@ import json
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,9 @@ def test_a_copy_reads_back_as_it_was(
     path = tmp_path_factory.mktemp("copy") / "file"
     tensors = {f"t{i}": (torch.randn(shape) * 3).to(dtype) for i, (dtype, shape) in enumerate(kinds)}  # type: ignore[arg-type]
     copy = HostCopy()
-    copy.take({"before": torch.ones(7)})
-    copy.take(tensors)
+    for chosen in ({"before": torch.ones(7)}, tensors):
+        copy.choose(chosen)
+        copy.copy()
     expected = {name: tensor.clone() for name, tensor in tensors.items()}
     for tensor in tensors.values():
         tensor.zero_()  # training goes on
@@ -51,28 +53,42 @@ def test_a_copy_reads_back_as_it_was(
 
 def test_a_copy_names_the_file_that_cannot_be_written(tmp_path: Path) -> None:
     copy = HostCopy()
-    copy.take({"a": torch.ones(3)})
+    copy.choose({"a": torch.ones(3)})
+    copy.copy()
     with pytest.raises(FileNotFoundError) as caught:
         copy.write(tmp_path / "missing" / "rank-00000.safetensors")
     assert reason(caught.value) == f"{tmp_path}/missing/rank-00000.safetensors: No such file or directory"
+
+
+def train_with_slow_copies(*args: Any) -> int:
+    """Many iterations fit into the time that a copy takes; without waiting for it they would end up in the file."""
+    copy = HostCopy.copy
+
+    def slowly(self: HostCopy) -> None:
+        time.sleep(0.2)
+        copy(self)
+
+    HostCopy.copy = slowly  # type: ignore[method-assign]  # in a process of its own
+    return train(*args)
 
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_background_and_foreground_write_the_same_bytes(tmp_path: Path) -> None:
     manifests = []
-    for background in (True, False):
-        root = tmp_path / str(background)
+    for background, work in ((True, train), (True, train_with_slow_copies), (False, train)):
+        root = tmp_path / f"{background} {work.__name__}"
         root.mkdir()
-        group = start_group(train, 2, root / "log", root, 1, 8, {"background": background})
+        group = start_group(work, 2, root / "log", root, 1, 8, {"background": background})
         assert wait_for_group(group, 60) == [0, 0], (root / "log").read_text()
         saved = complete_checkpoints(root / "checkpoints")
         assert [p.name for p in saved] == [kimg_name(4 * IMAGES), kimg_name(8 * IMAGES)]
         manifests.append([json.loads((p / "manifest.json").read_text()) for p in saved])
         assert [r["path"] for r in events(root, "checkpoint")] == [p.name for p in saved]
         assert not list((root / "checkpoints").glob(".*"))
-    assert manifests[0] == manifests[1]
-    assert_same(tmp_path / "True", tmp_path / "False")
+    assert manifests[0] == manifests[1] == manifests[2]
+    for root in ("True train", "True train_with_slow_copies"):
+        assert_same(tmp_path / root, tmp_path / "False train")
 
 
 @pytest.mark.multiprocess

@@ -6,6 +6,7 @@ there. The store below is the only thing that the loop sees.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -92,7 +93,7 @@ class StoredFragments:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. All methods but :meth:`complete` and :meth:`reports` are collective.
+    """The checkpoints of one run. All methods but `complete`, `copied` and `reports` are collective.
 
     Args:
         root: directory of the checkpoints.
@@ -129,7 +130,7 @@ class CheckpointStore:
         emas: Mapping[str, ShardedEma],
         system_state: Mapping[str, Any],
     ) -> None:
-        """Begin to write a checkpoint: return when the state has been copied, and may change again.
+        """Begin to write a checkpoint. The state must not change before :meth:`copied` returns.
 
         Waits for the checkpoint before, if that is still being written. How saving ended, :meth:`reports` tells.
         """
@@ -150,15 +151,15 @@ class CheckpointStore:
                     if f.data.numel():
                         tensors[f"{network}/{kind}/{f.name}"] = f.data
                         layout[f"{network}/{kind}/{f.name}"] = (f.start, f.data.numel())
-        self._share.take(tensors)
+        self._share.choose(tensors)
         state = None
         if self._workers.is_first:
-            self._shared.take({f"{n}.{k}": b for n, e in engines.items() for k, b in e.buffers().items()})
+            self._shared.choose({f"{n}.{k}": b for n, e in engines.items() for k, b in e.buffers().items()})
             state = {
                 "nimg": clock.nimg,
                 "iteration": clock.iteration,
                 "identity": vars(identity),
-                "system": dict(system_state),
+                "system": copy.deepcopy(dict(system_state)),  # written when training has gone on
                 "optimizer_steps": {n: e.optimizer_steps() for n, e in engines.items()},
                 "state_keys": {n: sorted(k[6:] for k in by if k.startswith("state.")) for n, by in kinds.items()},
                 "workers": self._workers.size,
@@ -173,10 +174,18 @@ class CheckpointStore:
             layout,
             self._shared if self._workers.is_first else None,
             state,
-            time.monotonic() - began,
+            began,
         )
         if not self._spec.background:
             self.finish()
+
+    def copied(self) -> None:
+        """Wait until what is being saved may change: weights, optimizer states, averages and buffers.
+
+        Not collective. Forward and backward passes change none of these, and need not wait.
+        """
+        if self._saving is not None:
+            self._saving.wait_for_copy()
 
     def _make_aside(self, final: Path) -> tuple[Path, str | None]:
         """The directory to fill, and why it cannot be made."""

@@ -159,9 +159,7 @@ class NetworkEngine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate this worker's share of the gradient."""
         self._engine.backward(self.gradients.scaled(loss))
-        if (
-            self.zero_stage == 3
-        ):  # else the next slice's gradient would replace this one's: the engine's forward does it
+        if self.zero_stage == 3:  # or the next slice's gradient would replace this one's; the engine's forward does it
             self._engine.optimizer.clear_backward_seen_flag()
 
     def step(self, lr_factor: float = 1.0) -> None:

@@ -1,8 +1,8 @@
 """Copies of tensors in host memory, and writing them as safetensors while training goes on.
 
-The copy is the only part of saving that training waits for. It lies in one buffer that is used again for the next
-checkpoint, because first touches of fresh memory cost more than the copy itself, and its bytes go to the file as
-they are: `safetensors.torch.save_file` would copy each tensor once more, and hold the interpreter lock meanwhile.
+The copy lies in one buffer that is used again for the next checkpoint, because first touches of fresh memory cost
+more than the copy itself, and its bytes go to the file as they are: `safetensors.torch.save_file` would copy each
+tensor once more, and hold the interpreter lock meanwhile.
 """
 
 from __future__ import annotations
@@ -37,28 +37,46 @@ _BLOCK = 4 << 20
 
 
 class HostCopy:
-    """A set of named tensors at one moment; :meth:`take` overwrites the moment before."""
+    """A set of named tensors at one moment: chosen by :meth:`choose`, copied by :meth:`copy` over the moment before."""
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._kinds: list[tuple[str, torch.dtype, torch.Size]] | None = None
         self._places: list[Tensor] = []
+        self._sources: list[tuple[str, Tensor]] = []
+        self._computed: torch.cuda.Event | None = None
         self._header = b""
         self._bytes = 0
 
+    def choose(self, tensors: Mapping[str, Tensor]) -> None:
+        """What to copy: `tensors` as they are after all that was queued on the device by now.
+
+        They must not change before :meth:`copy` is over.
+        """
+        self._sources = list(tensors.items())
+        self._computed = None
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            self._computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._computed.record()
+
     @torch.no_grad()
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors`, from wherever they are. Returns when they may change again."""
+    def copy(self) -> None:
+        """Copy what was chosen, in any thread. Returns when the tensors may change again."""
         # Larger elements first, so that every tensor is aligned to its elements.
-        order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        order = sorted(self._sources, key=lambda item: (-item[1].element_size(), item[0]))
         kinds = [(name, tensor.dtype, tensor.shape) for name, tensor in order]
         if kinds != self._kinds:
-            self._arrange(kinds, pinned=on_gpu)
-        if order:
-            torch._foreach_copy_(self._places, [tensor for _, tensor in order], non_blocking=on_gpu)
-        if on_gpu:
-            torch.cuda.synchronize()
+            self._arrange(kinds, pinned=self._computed is not None)
+        sources = [tensor for _, tensor in order]
+        if self._computed is not None:  # beside what the device computes meanwhile
+            stream = torch.cuda.Stream(next(tensor.device for tensor in sources if tensor.is_cuda))  # type: ignore[no-untyped-call]
+            stream.wait_event(self._computed)
+            with torch.cuda.stream(stream):
+                torch._foreach_copy_(self._places, sources, non_blocking=True)
+            stream.synchronize()
+        elif sources:
+            torch._foreach_copy_(self._places, sources)
+        self._sources = []
 
     def _arrange(self, kinds: list[tuple[str, torch.dtype, torch.Size]], *, pinned: bool) -> None:
         """Find a place in the buffer for each tensor, and write the header that says where it is."""

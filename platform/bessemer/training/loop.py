@@ -163,6 +163,7 @@ class Trainer:
             batches_used = max(batches_used, update.repeats)
         images = batches_used * batch_size
         with self.meter.part("ema"):
+            self.checkpoints.copied()
             for ema in self.emas.values():
                 ema.update(images, clock.nimg)
         self.clock = Clock(nimg=clock.nimg + images, iteration=clock.iteration + 1)
@@ -190,6 +191,7 @@ class Trainer:
                 losses.append(Loss(loss.value.detach(), loss.scalars))
             with part("communicate"):
                 accepted = self.guards.accept(update, engine, [loss.value for loss in losses], networks)
+                self.checkpoints.copied()  # from here on, the state changes
                 if accepted:
                     commit_update(networks)
             with part("optimizer"):
@@ -259,7 +261,7 @@ class Trainer:
         self._logged_at = (moment + time.monotonic() - then, nimg)  # throughput is of training alone
 
     def _save(self) -> None:
-        """Copy the state; it is written while training goes on."""
+        """Begin a checkpoint; the state is copied and written while training goes on."""
         if self.job.guards.compare_workers:
             check_agreement(self.engines, self.workers, self.clock)
         engines = {name: engine.state_dict() for name, engine in self.engines.items()}

@@ -1,9 +1,11 @@
 """One checkpoint on its way to the disk, as one worker sees it.
 
-Training waits while :class:`Saving` copies the state to host memory. A thread then writes this worker's file, and
-leaves a note of what it holds. When all workers have done so, which they tell each other through the loop's pulse,
-the first worker collects the notes, writes the manifest, and renames the directory. No thread but the main one ever
-enters a collective call: what two threads of one worker send could meet in a different order on another.
+A thread copies the state to host memory, while training goes on until it would change that state: forward and
+backward passes run meanwhile, the optimizer waits (Mohan et al., CheckFreq, FAST 2021, section 4.1). The thread then
+writes this worker's file, and leaves a note of what it holds. When all workers have done so, which they tell each
+other through the loop's pulse, the first worker collects the notes, writes the manifest, and renames the directory.
+No thread but the main one ever enters a collective call: what two threads of one worker send could meet in a
+different order on another.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ class SaveReport(NamedTuple):
     error: str | None
     """Why there is no such checkpoint, with the file's name; None if all went well."""
     stall: float
-    """Seconds that training waited for the copy."""
+    """Seconds that training waited: to begin, and for the copy."""
     seconds: float
-    """Seconds from the copy to the rename."""
+    """Seconds from the beginning to the rename."""
 
 
 def reason(error: BaseException) -> str:
@@ -84,11 +86,11 @@ class Saving:
         aside: the hidden directory that is filled and renamed.
         rank: this worker.
         size: number of workers.
-        share: copy of this worker's fragments.
+        share: this worker's fragments, chosen and not yet copied.
         layout: fragment -> (first element, elements).
-        shared: copy of the buffers, on the first worker.
+        shared: the buffers, chosen and not yet copied; on the first worker.
         state: what goes into `state.json`, less the places of the fragments; on the first worker.
-        stall: seconds that the copy took.
+        began: `time.monotonic()` when saving began.
     """
 
     def __init__(
@@ -101,26 +103,41 @@ class Saving:
         layout: Mapping[str, tuple[int, int]],
         shared: HostCopy | None,
         state: Mapping[str, Any] | None,
-        stall: float,
+        began: float,
     ) -> None:
         self.final, self._aside, self._rank, self._size = final, aside, rank, size
         self._share, self._layout, self._shared, self._state = share, layout, shared, state
-        self._stall, self._since = stall, time.monotonic()
+        self._began = began
         self._reported = False
         self._commit: _Task | None = None
-        self._writing = _Task(self._write_share, "checkpoint")
+        self._copied = threading.Event()
+        self._writing = _Task(self._copy_and_write, "checkpoint")
+        self._stall = time.monotonic() - began
 
     @staticmethod
     def _names(rank: int) -> tuple[str, str]:
         """File and note of a worker."""
         return f"rank-{rank:05d}.safetensors", f"rank-{rank:05d}.json"
 
-    def _write_share(self) -> None:
+    def _copy_and_write(self) -> None:
+        try:
+            self._share.copy()
+            if self._shared is not None:
+                self._shared.copy()
+        finally:
+            self._copied.set()
         file, note = self._names(self._rank)
         files = {file: self._share.write(self._aside / file)}
         if self._shared is not None:
             files[SHARED] = self._shared.write(self._aside / SHARED)
         write_json(self._aside / note, {"files": files, "layout": self._layout})
+
+    def wait_for_copy(self) -> None:
+        """Return when the state may change again."""
+        if not self._copied.is_set():
+            began = time.monotonic()
+            self._copied.wait()
+            self._stall += time.monotonic() - began
 
     @property
     def is_durable(self) -> bool:
@@ -185,4 +202,4 @@ class Saving:
         if error is not None:
             shutil.rmtree(self._aside, ignore_errors=True)
         ended = self._commit.ended if self._commit is not None else time.monotonic()
-        return [SaveReport(self.final.name, error, self._stall, ended - self._since)]
+        return [SaveReport(self.final.name, error, self._stall, ended - self._began)]
