@@ -6,16 +6,13 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.orchestration.processes import bessemer, images_seen, torchrun, wait_for, worker_pid
 
 from bessemer.data.pack import pack
 from bessemer.tracking.journal import read_journal
@@ -47,13 +44,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def torchrun(job: Path, run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "bessemer.orchestration.worker", str(job), "--run-dir", str(run)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(job: Path) -> Path:
     """The same job under plain torchrun, without Ray."""
@@ -62,32 +52,6 @@ def undisturbed(job: Path) -> Path:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return run
-
-
-def bessemer(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from bessemer.cli import main; main()", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(what: str, check: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
-    for _ in range(int(seconds / 0.05)):
-        if check():
-            return
-        if process.poll() is not None:
-            raise AssertionError(f"ended before {what}: {process.communicate()[0]}")
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError(f"waited {seconds} s for {what}")
-
-
-def images_seen(run: Path) -> int:
-    return max((r["nimg"] for r in read_journal(run / "journal.jsonl") if r["kind"] == "metrics"), default=0)
-
-
-def worker_pid(run: Path, rank: int) -> int:
-    """Process of the newest worker `rank`, as its log says."""
-    found = re.findall(rf"worker {rank} of 2, process (\d+)", (run / "logs" / f"worker-{rank}.log").read_text())
-    return int(found[-1])
 
 
 def assert_same_weights(a: Path, b: Path) -> None:

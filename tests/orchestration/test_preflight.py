@@ -65,6 +65,10 @@ def test_runs_that_cannot_be_written_are_refused_first(job: Path, tmp_path: Path
         ("training.zero_stage=3", r"training\.zero_stage: 3 .*2 or lower"),
         ("evaluation.metrics=[kid_eflite0]", "kid_efflite0"),
         ("resources.cpus_per_worker=4096", r"resources: 1 workers with 4096 CPUs.*lower"),
+        (
+            "evaluation.beside=true,resources.evaluator_cpus=999",
+            r"an evaluator with 999 .*evaluation\.beside to false",
+        ),
         ("resources.address=127.0.0.1:1", r"resources\.address: nothing answers at 127\.0\.0\.1:1 \(.*refused"),
         ("resources.address=head", r"resources\.address: 'head' is no address.*HOST:PORT"),
         ("resources.address=head:99999", r"resources\.address: 'head:99999' is no address"),
@@ -73,7 +77,7 @@ def test_runs_that_cannot_be_written_are_refused_first(job: Path, tmp_path: Path
 )
 def test_refusals(job: Path, tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(BessemerError, match=message):
-        preflight(load_job(job, [change.replace("ROOT", str(job.parent))]), tmp_path)
+        preflight(load_job(job, change.replace("ROOT", str(job.parent)).split(",")), tmp_path)
 
 
 def test_a_job_that_memory_cannot_hold_is_refused(job: Path, tmp_path: Path) -> None:

@@ -135,6 +135,19 @@ def test_the_best_checkpoint_needs_its_metric_at_the_same_moments() -> None:
     assert "checkpoint.keep_best: 'fid' is not among evaluation.metrics (kid_efflite0)" in text
 
 
+@pytest.mark.parametrize(("field", "value"), [("stop_after_kimg", 100), ("rollback_at", 2)])
+def test_verdicts_need_a_metric(field: str, value: float) -> None:
+    assert f"evaluation.{field}: {value} judges the first of evaluation.metrics" in broken(evaluation={field: value})
+
+
+def test_a_rollback_needs_the_best_checkpoint() -> None:
+    evaluation = {"metrics": ["kid_efflite0", "fid"], "rollback_at": 2}
+    job(evaluation=evaluation, checkpoint={"keep_best": "kid_efflite0"})
+    for keep in (None, "fid"):
+        text = broken(evaluation=evaluation, checkpoint={"keep_best": keep})
+        assert "evaluation.rollback_at: 2 goes back to the best checkpoint by kid_efflite0" in text
+
+
 def test_keeping_every_checkpoint_is_no_policy() -> None:
     job(checkpoint={"every_kimg": 10, "keep_every_kimg": 10})
     text = broken(checkpoint={"every_kimg": 10, "keep_every_kimg": 5})

@@ -107,8 +107,9 @@ class _Display:
 
     def _event(self, kimg: float, record: dict[str, Any]) -> None:
         name = record.get("event")
-        if name == "checkpoint":
-            self._progress.update(self._task, completed=kimg, kimg=self._kimg(kimg))
+        if name in ("checkpoint", "snapshot", "evaluated"):
+            if name == "checkpoint":
+                self._progress.update(self._task, completed=kimg, kimg=self._kimg(kimg))
             return
         more = {
             "resumed": lambda: f"from {record.get('checkpoint') or 'the beginning'}",
@@ -118,6 +119,9 @@ class _Display:
             "update_skipped": lambda: str(record.get("reason")),
             "collapse_suspected": lambda: f"by guards.{record.get('rule')}; action {record.get('action')}",
             "rolled_back": lambda: str(record.get("reason")),
+            "stopped_early": lambda: str(record.get("reason")),
+            "evaluation_skipped": lambda: str(record.get("reason")),
+            "evaluation_failed": lambda: str(record.get("reason")),
         }.get(str(name), lambda: "")()
         self._say(f"{kimg:8.1f} kimg  {name} {more}".rstrip())
 

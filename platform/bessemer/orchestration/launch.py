@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.errors import BessemerError, MachineError, RunError, TrainingError
+from bessemer.orchestration.ray_evaluator import evaluator_beside
 from bessemer.orchestration.run_directory import RunDirectory
-from bessemer.spec.job import JobSpec, ResourcesSpec
+from bessemer.spec.job import JobSpec
 from bessemer.tracking.journal import read_journal
 
 __all__ = ["Stopped", "launch"]
@@ -27,11 +28,12 @@ class Stopped(Exception):  # noqa: N818  # nothing went wrong
 
 
 @contextmanager
-def _ray(resources: ResourcesSpec) -> Iterator[None]:
+def _ray(job: JobSpec) -> Iterator[None]:
     """A Ray of our own on loopback, or the cluster that the job names."""
+    address = job.resources.address
     # Ray chooses an authentication mode by itself when it is unset, and then processes disagree.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    own_token = resources.address is None and os.environ["RAY_AUTH_MODE"] == "token"
+    own_token = address is None and os.environ["RAY_AUTH_MODE"] == "token"
     if own_token and not os.environ.get("RAY_AUTH_TOKEN"):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -43,12 +45,12 @@ def _ray(resources: ResourcesSpec) -> Iterator[None]:
     temporary: str | None = None
     common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if resources.address is None:
+        if address is None:
             # Sockets live below the directory, and their paths must stay below 107 bytes.
             temporary = tempfile.mkdtemp(prefix="bsm-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)  # noqa: S108
             ray.init(
                 address="local",
-                num_cpus=max(1, round(resources.workers * resources.cpus_per_worker + 0.499)),
+                num_cpus=max(1, round(job.cpus + 0.499)),
                 include_dashboard=False,
                 _temp_dir=temporary,
                 object_store_memory=128 << 20,
@@ -56,10 +58,10 @@ def _ray(resources: ResourcesSpec) -> Iterator[None]:
             )
         else:
             try:
-                ray.init(address=resources.address, **common)
+                ray.init(address=address, **common)
             except (ConnectionError, ValueError, RuntimeError) as e:
                 raise MachineError(
-                    f"resources.address: no Ray cluster answers at {resources.address} ({e}); check the address and "
+                    f"resources.address: no Ray cluster answers at {address} ({e}); check the address and "
                     "RAY_AUTH_TOKEN, or leave the field out to start Ray on this machine."
                 ) from None
         yield
@@ -101,21 +103,26 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
         status = "FAILED"
         mirror = _start_mirror(run, job)
         try:
-            with follow(run) if follow else nullcontext(), _ray(job.resources), _sigterm_stops(run):
+            with (
+                follow(run) if follow else nullcontext(),
+                _ray(job),
+                _sigterm_stops(run),
+                evaluator_beside(run, job),
+            ):
                 _fit(run, job)
-            if not _has_finished(run):
-                raise Stopped
+                if not _has_finished(run):
+                    raise Stopped
             status = "FINISHED"
         except Stopped:
             status = "KILLED"
-            run.journal.write("event", _newest_nimg(run), event="stopped", reason="SIGTERM")
+            run.journal.write("event", run.newest_nimg(), event="stopped", reason="SIGTERM")
             raise
         except KeyboardInterrupt:
             status = "KILLED"
-            run.journal.write("event", _newest_nimg(run), event="stopped", reason="interrupted")
+            run.journal.write("event", run.newest_nimg(), event="stopped", reason="interrupted")
             raise
         except BessemerError as e:
-            run.journal.write("event", _newest_nimg(run), event="failed", error=str(e))
+            run.journal.write("event", run.newest_nimg(), event="failed", error=str(e))
             raise
         finally:
             _write_report(run)
@@ -188,7 +195,7 @@ def _journal_restarts(run: RunDirectory) -> Any:
     class JournalRestarts(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
             reasons = {str(rank): _first_line(e) for rank, e in worker_exceptions.items()}
-            run.journal.write("event", _newest_nimg(run), event="workers_lost", reasons=reasons)
+            run.journal.write("event", run.newest_nimg(), event="workers_lost", reasons=reasons)
 
     return JournalRestarts()
 
@@ -196,10 +203,6 @@ def _journal_restarts(run: RunDirectory) -> Any:
 def _first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0].strip()[:300] if lines else type(error).__name__
-
-
-def _newest_nimg(run: RunDirectory) -> int:
-    return max((int(r["nimg"]) for r in read_journal(run.path / "journal.jsonl")), default=0)
 
 
 def _start_mirror(run: RunDirectory, job: JobSpec) -> Any:

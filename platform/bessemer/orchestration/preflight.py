@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bessemer.errors import MachineError, SpecError
 from bessemer.orchestration.run_directory import RunDirectory
-from bessemer.spec.job import JobSpec, ResourcesSpec
+from bessemer.spec.job import JobSpec
 
 __all__ = ["preflight", "with_absolute_paths"]
 
@@ -40,29 +40,31 @@ def preflight(job: JobSpec, runs_root: Path) -> None:
     if job.tracking.mlflow:
         check_uri(job.tracking.uri, runs_root)
     if job.resources.address is None:
-        _check_this_machine(job.resources)
+        _check_this_machine(job)
         check_memory(job)
     else:
         _check_cluster(job.resources.address)
 
 
-def _check_this_machine(resources: ResourcesSpec) -> None:
+def _check_this_machine(job: JobSpec) -> None:
     import torch
 
-    cpus, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    needed_cpus = resources.workers * resources.cpus_per_worker
-    needed_gpus = resources.workers * resources.gpus_per_worker
-    if needed_cpus > cpus:
+    resources, evaluator = job.resources, job.evaluation.beside
+    here = {"CPUs": len(os.sched_getaffinity(0)), "GPUs": torch.cuda.device_count()}
+    for kind, each, beside, needed, less in (
+        ("CPUs", resources.cpus_per_worker, resources.evaluator_cpus, job.cpus, ""),
+        ("GPUs", resources.gpus_per_worker, resources.evaluator_gpus, job.gpus, " (0 trains on the CPU)"),
+    ):
+        if needed <= here[kind]:
+            continue
+        who = f"{resources.workers} workers with {each:g} {kind} each"
+        fix = f"lower resources.workers or resources.{kind.lower()}_per_worker{less}"
+        if evaluator:
+            who += f" and an evaluator with {beside:g} (evaluation.beside)"
+            fix += ", set evaluation.beside to false"
         raise MachineError(
-            f"resources: {resources.workers} workers with {resources.cpus_per_worker:g} CPUs each need "
-            f"{needed_cpus:g}, and this machine has {cpus}; lower resources.workers or resources.cpus_per_worker, "
-            "or name a cluster in resources.address."
-        )
-    if needed_gpus > gpus:
-        raise MachineError(
-            f"resources: {resources.workers} workers with {resources.gpus_per_worker:g} GPUs each need "
-            f"{needed_gpus:g}, and this machine has {gpus}; lower resources.gpus_per_worker (0 trains on the CPU), "
-            "or name a cluster in resources.address."
+            f"resources: {who} need {needed:g}, and this machine has {here[kind]}; {fix}, or name a cluster in "
+            "resources.address."
         )
 
 

@@ -21,7 +21,7 @@ from bessemer.files import hidden_name
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import dump_job, load_job
 from bessemer.tracking.files import RUN_LOCK, hold_lock
-from bessemer.tracking.journal import Journal
+from bessemer.tracking.journal import Journal, read_journal
 
 __all__ = ["RunDirectory"]
 
@@ -120,6 +120,10 @@ class RunDirectory:
     @property
     def journal(self) -> Journal:
         return Journal(self.path / "journal.jsonl")
+
+    def newest_nimg(self) -> int:
+        """Images seen at the furthest record of the journal; 0 without one."""
+        return max((int(record["nimg"]) for record in read_journal(self.journal.path)), default=0)
 
     @property
     def checkpoints(self) -> Path:

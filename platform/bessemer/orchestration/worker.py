@@ -1,4 +1,4 @@
-"""One worker of a run: puts system, data, engines and evaluation together and trains.
+"""One worker of a run: puts system, data, engines and evaluation together, and trains.
 
 Ray starts it (:mod:`bessemer.orchestration.launch`), or torchrun, which needs neither Ray nor MLflow::
 
@@ -11,34 +11,31 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bessemer.data.dataset import ShardedDataset
 from bessemer.data.stream import SliceStream
 from bessemer.errors import BessemerError, SpecError
-from bessemer.evaluation.evaluate import evaluate_system
-from bessemer.evaluation.grid import sample_grid, save_png, tile
-from bessemer.evaluation.sampling import recompute_batch_norm
+from bessemer.evaluation.grid import save_png, tile
+from bessemer.orchestration.backlog import Backlog
+from bessemer.orchestration.evaluation import EvaluationBeside, EvaluationInTraining, Judge
 from bessemer.orchestration.export import ema_profile
+from bessemer.orchestration.logs import log_to_file
 from bessemer.orchestration.preflight import with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import load_job
 from bessemer.systems.contract import Clock, System
 from bessemer.systems.registry import build
-from bessemer.systems.snapshot import SnapshotInfo, fill_networks, sampled_state, save_snapshot
+from bessemer.systems.snapshot import SnapshotInfo
 from bessemer.tracking.journal import read_journal
 from bessemer.tracking.runs import metric_scores
 from bessemer.training.checkpoint import CheckpointStore, Identity
-from bessemer.training.checkpoint_files import kimg_name
 from bessemer.training.checks import check_training
-from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
+from bessemer.training.distributed import end_process, init_deepspeed, join_workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import build_engines
@@ -47,64 +44,9 @@ from bessemer.training.peers import watch_peers
 from bessemer.training.rng import generator
 from bessemer.training.stopping import EXIT_STOPPED, StopRequest
 
-__all__ = ["Evaluation", "run_worker"]
+__all__ = ["check_job", "run_worker"]
 
 _log = logging.getLogger("bessemer.orchestration.worker")  # under torchrun, __name__ is __main__
-
-
-class Evaluation:
-    """Writes a snapshot, a sample grid and the job's metrics at one moment of the run.
-
-    All workers take part: each draws and judges its share of the samples. Training stands still meanwhile.
-    """
-
-    def __init__(
-        self,
-        run: RunDirectory,
-        job: JobSpec,
-        system: System,
-        dataset: ShardedDataset,
-        workers: Workers,
-        write: Callable[..., None],
-        info: SnapshotInfo,
-    ) -> None:
-        self._run, self._job, self._dataset, self._workers, self._write = run, job, dataset, workers, write
-        self._info = info
-        # A system of its own: nothing that sampling does can touch the one that is trained.
-        self._sampler = type(system)(system.config)
-        for name, network in self._sampler.networks().items():
-            network.to(workers.device if name in system.sampled_networks else "meta").requires_grad_(False)
-
-    def __call__(self, clock: Clock, ema_state: Mapping[str, Tensor]) -> None:
-        job, spec, name = self._job, self._job.evaluation, kimg_name(clock.nimg)
-        fill_networks(self._sampler, ema_state)
-        if job.ema.batch_norm == "recomputed":
-            counts = self._info.class_counts
-            recompute_batch_norm(self._sampler, counts, seed=job.seed, device=self._workers.device)
-        info = replace(self._info, nimg=clock.nimg)
-        if self._workers.is_first:
-            info = save_snapshot(self._run.path / "snapshots" / name, sampled_state(self._sampler), info)
-        records = evaluate_system(
-            self._sampler,
-            info,
-            self._dataset,
-            spec.metrics,
-            samples=spec.samples,
-            batch_size=spec.batch_size,
-            seed=job.seed,
-            truncation=spec.truncation,
-            device=self._workers.device,
-            rank=self._workers.rank,
-            world=self._workers.size,
-            gather=self._workers.gather,
-        )
-        if self._workers.is_first:
-            for record in records:
-                self._write("evaluation", clock.nimg, **record.as_dict())
-            grid = sample_grid(self._sampler, info.class_counts, spec.grid, seed=job.seed, truncation=spec.truncation)
-            save_png(self._run.path / "samples" / f"{name}.png", grid)
-            self._write("samples", clock.nimg, path=f"samples/{name}.png")
-        self._workers.barrier()
 
 
 def check_job(job: JobSpec) -> System:
@@ -151,7 +93,7 @@ def _train(run: RunDirectory) -> bool:
     torch.set_num_threads(job.training.threads_per_worker)
     torch.backends.cudnn.deterministic = True
     with join_workers() as workers, watch_peers(workers), ShardedDataset.open(job.data.path) as dataset:
-        _log_to_file(run, workers.rank)
+        log_to_file(run, f"worker-{workers.rank}")
         if job.slices % workers.size:
             raise SpecError(
                 f"workers: {workers.size} do not divide the {job.slices} slices of a batch "
@@ -206,20 +148,31 @@ def _train(run: RunDirectory) -> bool:
             ids = stream.order.ids(0, 0, rows * rows) % len(dataset)
             save_png(run.path / "samples" / "real.png", tile(dataset.read(ids), rows))
 
+        backlog = Backlog(journal.path)
+
         def scores() -> dict[int, float]:
             return metric_scores(run.path, job.checkpoint.keep_best)
 
+        def undecided() -> list[int]:
+            return [p.nimg for p in backlog.read()[-job.evaluation.backlog :]]
+
+        parts = (run, job, system, workers, write, info)
+        evaluation: EvaluationBeside | EvaluationInTraining = (
+            EvaluationBeside(*parts)
+            if job.evaluation.beside
+            else EvaluationInTraining(Judge(run, job, dataset, workers, write), *parts)
+        )
         trainer = Trainer(
             job,
             system,
             engines,
             emas,
             stream,
-            CheckpointStore(run.checkpoints, job.checkpoint, workers, scores),
+            CheckpointStore(run.checkpoints, job.checkpoint, workers, scores, undecided, evaluation.finish),
             identity,
             workers,
             write,
-            Evaluation(run, job, system, dataset, workers, write, info),
+            evaluation,
             EmaStore(run.path / "ema", job.ema.profiles, info, workers) if job.ema.profiles else None,
             stop,
         )
@@ -228,22 +181,12 @@ def _train(run: RunDirectory) -> bool:
             if not trainer.resume() and begun:
                 write("event", 0, event="resumed", checkpoint=None, workers=workers.size)
             finished = trainer.run()
+            evaluation.finish()
             if finished:
                 write("event", trainer.clock.nimg, event="finished", workers=workers.size)
             return finished
         finally:
             stream.close()
-
-
-def _log_to_file(run: RunDirectory, rank: int) -> None:
-    """Send this process's log records to ``logs/worker-<rank>.log``."""
-    directory = run.path / "logs"
-    directory.mkdir(exist_ok=True)
-    handler = logging.FileHandler(directory / f"worker-{rank}.log")
-    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger("bessemer")
-    root.handlers = [handler]
-    root.setLevel(logging.INFO)
 
 
 def main() -> int:

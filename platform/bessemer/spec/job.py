@@ -235,6 +235,15 @@ class EvaluationSpec(_Section):
     """Truncation of the latents while evaluating; unset for none."""
     grid: Annotated[int, Field(ge=1, le=32)] = 8
     """Rows and columns of the sample grid that each evaluation draws."""
+    beside: bool = False
+    """A process of its own evaluates snapshots while training goes on; otherwise the workers do, and training waits."""
+    backlog: Annotated[int, Field(ge=1)] = 2
+    """With `beside`: snapshots that may wait for the evaluator; of more, the older ones are left out."""
+    stop_after_kimg: PositiveKimg | None = None
+    """Stop the run early when its first metric has not improved for this long, by more than its standard error."""
+    rollback_at: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    """Go back to the best checkpoint when the first metric is more than this many times its best; counts as one of
+    `guards.max_rollbacks`. With `beside`, where the run goes back then depends on how fast the evaluator is."""
 
 
 class TrackingSpec(_Section):
@@ -257,6 +266,10 @@ class ResourcesSpec(_Section):
     """CPU cores that Ray reserves per worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves per worker; 0 trains on the CPU with gloo."""
+    evaluator_cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPU cores that Ray reserves for the evaluator, with `evaluation.beside`."""
+    evaluator_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for the evaluator; 0 evaluates on the CPU."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that lost workers are replaced before the run gives up."""
     address: str | None = None
@@ -286,6 +299,18 @@ class JobSpec(_Section):
 
         check_job(self)
         return self
+
+    @property
+    def cpus(self) -> float:
+        """CPU cores that the run reserves."""
+        evaluator = self.resources.evaluator_cpus if self.evaluation.beside else 0.0
+        return self.resources.workers * self.resources.cpus_per_worker + evaluator
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that the run reserves."""
+        evaluator = self.resources.evaluator_gpus if self.evaluation.beside else 0.0
+        return self.resources.workers * self.resources.gpus_per_worker + evaluator
 
     @property
     def slices(self) -> int:

@@ -164,6 +164,18 @@ def _metric_rules(job: JobSpec) -> Iterator[str]:
             )
     for metric in sorted({m for m in metrics if metrics.count(m) > 1}):
         yield f"evaluation.metrics: {metric!r} is listed {metrics.count(metric)} times; list it once."
+    evaluation = job.evaluation
+    for field in ("stop_after_kimg", "rollback_at"):
+        if getattr(evaluation, field) is not None and not metrics:
+            yield (
+                f"evaluation.{field}: {getattr(evaluation, field):g} judges the first of evaluation.metrics, which are "
+                "none; name one, such as kid_efflite0, or remove the field."
+            )
+    if evaluation.rollback_at is not None and metrics and job.checkpoint.keep_best != metrics[0]:
+        yield (
+            f"evaluation.rollback_at: {evaluation.rollback_at:g} goes back to the best checkpoint by {metrics[0]}, but "
+            f"checkpoint.keep_best is {job.checkpoint.keep_best or 'unset'}; set that to {metrics[0]}."
+        )
 
 
 def _keep_rules(job: JobSpec) -> Iterator[str]:

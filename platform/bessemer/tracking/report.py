@@ -55,6 +55,7 @@ _MARKED = frozenset(
         "preempted",
         "rolled_back",
         "collapse_suspected",
+        "stopped_early",
     }
 )
 _MOST_EVENTS_UNFOLDED = 12

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class CheckpointStore:
         spec: which are kept, and whether files are written in the background.
         workers: the group.
         scores: images seen -> value of the metric `keep_best`, lower is better; asked on the first worker.
+        undecided: images seen where that value is yet to come; asked on the first worker.
+        ready: returns when a checkpoint may become visible, on the first worker.
     """
 
     def __init__(
@@ -108,8 +110,11 @@ class CheckpointStore:
         spec: CheckpointSpec,
         workers: Workers,
         scores: Callable[[], Mapping[int, float]] = dict,
+        undecided: Callable[[], Collection[int]] = tuple,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
-        self.root, self._spec, self._workers, self._scores = root, spec, workers, scores
+        self.root, self._spec, self._workers = root, spec, workers
+        self._scores, self._undecided, self._ready = scores, undecided, ready
         self._share, self._shared = HostCopy(), HostCopy()
         self._pulse = Pulse(workers)
         self._saving: Saving | None = None
@@ -217,7 +222,7 @@ class CheckpointStore:
             if failed:
                 self.finish()
             elif self._workers.is_first and durable == self._workers.size:
-                saving.commit(self._retain)
+                saving.commit(self._ready, self._retain)
         return stops > 0
 
     def finish(self) -> None:
@@ -227,7 +232,7 @@ class CheckpointStore:
             return
         errors = [e for e in self._workers.gather(saving.share_written()) if e is not None]
         if not errors and self._workers.is_first:
-            saving.commit(self._retain)
+            saving.commit(self._ready, self._retain)
             error = saving.committed()
             errors = [] if error is None else [error]
         errors = self._workers.from_first(errors)
@@ -247,7 +252,7 @@ class CheckpointStore:
         try:
             self._damaged.discard(newest)
             sound = [p for p in self.complete() if p == newest or self._is_sound(p)]
-            for old in expendable(sound, newest, self._spec, self._scores()):
+            for old in expendable(sound, newest, self._spec, self._scores(), self._undecided()):
                 delete_checkpoint(old)
         except Exception:
             _log.exception("old checkpoints could not be deleted")

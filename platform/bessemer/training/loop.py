@@ -41,9 +41,9 @@ class Stream(Protocol):
 
 
 class Evaluate(Protocol):
-    """Looks at the averaged weights at one moment; collective."""
+    """Looks at the averaged weights at one moment; collective. Says why the run should stop early, if it should."""
 
-    def __call__(self, clock: Clock, ema_state: Mapping[str, Tensor]) -> None: ...
+    def __call__(self, clock: Clock, ema_state: Mapping[str, Tensor]) -> str | None: ...
 
 
 def owned_slices(slices: int, rank: int, size: int) -> list[int]:
@@ -109,10 +109,10 @@ class Trainer:
         return path is not None
 
     def run(self) -> bool:
-        """Train until the image clock reaches the job's end, or a worker is asked to stop. Collective.
+        """Train until the image clock reaches the job's end, or evaluation or a signal says stop. Collective.
 
         Returns:
-            Whether the end was reached. If not, there is a checkpoint of where it stopped.
+            Whether this is the end. If not, there is a checkpoint of where it stopped.
 
         Raises:
             TrainingError: the guards gave up, or two workers differ.
@@ -134,19 +134,21 @@ class Trainer:
                     self._look_for_collapse()
                 if last or crossed(job.training.log_every_kimg, before.nimg, now):
                     self._log()
+                # Evaluating comes before saving: a run killed in between evaluates again rather than never.
+                if last or crossed(job.evaluation.every_kimg, before.nimg, now):
+                    last = self._evaluate() or last
             except RollBack as why:
                 self._roll_back(why)
                 continue
             if self.profiles is not None and (last or crossed(job.ema.store_every_kimg, before.nimg, now)):
                 self.profiles.save(self.clock, self.emas)
-            # Evaluating comes first: a run killed in between evaluates again rather than never.
-            if last or crossed(job.evaluation.every_kimg, before.nimg, now):
-                self._evaluate()
             if last or crossed(job.checkpoint.every_kimg, before.nimg, now):
                 self._save()
             if self.checkpoints.advance(self.stop_requested()) and not last:
                 return self._preempted()
             self._report_saves()
+            if last:
+                break
         self.checkpoints.finish()
         self._report_saves()
         return True
@@ -254,11 +256,13 @@ class Trainer:
         """`<network>.<key>` -> averaged weights and current buffers of what sampling needs. Collective."""
         return {f"{n}.{k}": t for n in self.system.sampled_networks for k, t in self.emas[n].full_state().items()}
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Evaluate, and say whether to stop early."""
         then = time.monotonic()
-        self.evaluate(self.clock, self.ema_state())
+        reason = self.evaluate(self.clock, self.ema_state())
         moment, nimg = self._logged_at
         self._logged_at = (moment + time.monotonic() - then, nimg)  # throughput is of training alone
+        return reason is not None
 
     def _save(self) -> None:
         """Begin a checkpoint; the state is copied and written while training goes on."""

@@ -12,7 +12,11 @@ __all__ = ["expendable"]
 
 
 def expendable(
-    sound: Sequence[Path], newest: Path, spec: CheckpointSpec, scores: Mapping[int, float] | None = None
+    sound: Sequence[Path],
+    newest: Path,
+    spec: CheckpointSpec,
+    scores: Mapping[int, float] | None = None,
+    undecided: Collection[int] = (),
 ) -> list[Path]:
     """Checkpoints that no policy of the job wants.
 
@@ -22,12 +26,15 @@ def expendable(
         newest: the one that was just written. It stays even where the image clock went back behind older ones.
         spec: the policies: the last ones, the first of each stretch of `keep_every_kimg`, the best by a metric.
         scores: images seen -> value of the metric `keep_best`, lower is better.
+        undecided: images seen where an evaluator has yet to say: the best may be among them.
     """
     kept: set[Path] = {newest, *sound[-spec.keep_last :]}
     kept |= _first_of_each_stretch(sound, spec.keep_every_kimg)
     scored = [p for p in sound if nimg_of(p) in (scores or {})]
     if spec.keep_best is not None and scored:
         kept.add(min(scored, key=lambda p: (scores or {})[nimg_of(p)]))
+    if spec.keep_best is not None:
+        kept |= {p for p in sound if nimg_of(p) in undecided}
     return [p for p in sound if p not in kept]
 
 

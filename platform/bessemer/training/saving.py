@@ -157,21 +157,23 @@ class Saving:
         """Wait for this worker's part; the error, or None."""
         return self._writing.result()
 
-    def commit(self, after: Callable[[Path], None]) -> None:
+    def commit(self, before: Callable[[], None], after: Callable[[Path], None]) -> None:
         """Begin to complete the checkpoint, on the first worker, when every worker's part is durable.
 
         Args:
+            before: called first, and waited for.
             after: called with the complete checkpoint's directory, in the same thread.
         """
         if self._commit is None:
-            self._commit = _Task(lambda: self._complete(after), "checkpoint-commit")
+            self._commit = _Task(lambda: self._complete(before, after), "checkpoint-commit")
 
     def committed(self) -> str | None:
         """Wait for what :meth:`commit` began; the error, or None."""
         assert self._commit is not None
         return self._commit.result()
 
-    def _complete(self, after: Callable[[Path], None]) -> None:
+    def _complete(self, before: Callable[[], None], after: Callable[[Path], None]) -> None:
+        before()
         where: dict[str, list[tuple[str, str, int, int]]] = {}
         files: dict[str, Any] = {}
         notes = []
