@@ -128,3 +128,14 @@ def test_an_export_takes_the_newest_that_is_whole_and_finds_the_classes_in_the_d
         assert message in str(bessemer("export", run, *words)[2])
     assert not (tmp_path / "o").exists()
     assert len(complete_checkpoints(run / "checkpoints")) == 2
+
+
+def test_an_export_to_onnx_names_the_weights_of_the_snapshot(run: Path, tmp_path: Path) -> None:
+    onnx, out = pytest.importorskip("onnx"), tmp_path / "sampler.onnx"
+    code, output, error = bessemer("export", run, "--out", out, "--checkpoint", FIRST, "--format", "onnx")
+    assert code == 0, error
+    assert output == f"{out}: biggan at 0.032 kimg\n"
+    written = {p.key: p.value for p in onnx.load(out).metadata_props}
+    snapshot = json.loads((run / "snapshots" / FIRST / "snapshot.json").read_text())
+    assert written["bessemer.weights_sha256"] == snapshot["weights_sha256"]
+    assert "add --format onnx" in str(bessemer("export", run, "--out", tmp_path / "o", "--truncation", "0.5")[2])

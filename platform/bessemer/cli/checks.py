@@ -29,6 +29,7 @@ _PURPOSE = {
     "evaluation": "fid and kid_inception",
     "efflite0": "fd_efflite0 and kid_efflite0",
     "digits": "the data set of quickstart without DATA",
+    "onnx": "checkpoint export --format onnx",
 }
 
 

@@ -36,5 +36,5 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] with even H and W -> the same shape."""
         g = F.max_pool2d(self.g(x), 2).flatten(2)
-        attended = (g @ self.attention_map(x).transpose(1, 2)).reshape(len(x), -1, *x.shape[2:])
+        attended = (g @ self.attention_map(x).transpose(1, 2)).reshape(x.shape[0], -1, *x.shape[2:])
         return torch.addcmul(x, self.gamma.view(1, 1, 1, 1), self.o(attended))

@@ -158,6 +158,29 @@ class System(ABC):
             [N, C, H, W] float32 in [-1, 1].
         """
 
+    @property
+    def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of one image's latents, by name, all of them standard normal: what :meth:`generate` takes.
+
+        Empty, as here, where an image is no function of such latents: of a Markov chain, or pixel by pixel.
+        """
+        return {}
+
+    def generate(self, latents: Mapping[str, Tensor], labels: Tensor, truncation: float | None = None) -> Tensor:
+        """Images of given latents: the part of :meth:`sample` that draws nothing, which can be exported as ONNX.
+
+        Args:
+            latents: name of :attr:`latent_shapes` -> [N, *shape] float32, truncated already if that is all there is to
+                truncation.
+            labels: [N] int64.
+            truncation: for systems that truncate something else (ψ of StyleGAN2's w).
+
+        Returns:
+            [N, C, H, W] float32 in [-1, 1]. The batch size is left open only if it is read as `x.shape[0]`; `len(x)`
+            would make a constant of it.
+        """
+        raise NotImplementedError(f"{self.name} has no latents")
+
     def prepare_sampling(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> None:
         """Renew what sampling depends on besides weights (standing statistics), with `labels` [N] to draw from."""
 

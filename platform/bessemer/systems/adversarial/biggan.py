@@ -190,7 +190,7 @@ class BigGANGenerator(nn.Module):
         if self.hierarchical:
             z, *chunks = torch.split(z, self.chunk, 1)
             conditions = [torch.cat([condition, chunk], 1) for chunk in chunks]
-        h = self.linear(z).view(len(z), -1, 4, 4).contiguous(memory_format=torch.channels_last)
+        h = self.linear(z).view(z.shape[0], -1, 4, 4).contiguous(memory_format=torch.channels_last)
         for i, (block, block_condition) in enumerate(zip(self.blocks, conditions, strict=True)):
             h = block(h, block_condition)
             if str(i) in self.attention:
@@ -379,7 +379,14 @@ class BigGAN(System):
     def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:
         """Draw images; `truncation` t redraws the entries of z beyond ±t, trading variety for fidelity."""
         z = normal_latents((len(labels), self.config.latent_dim), generator, truncation)
-        images: Tensor = self.generator(z, labels)
+        return self.generate({"latents": z}, labels)
+
+    @property
+    def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {"latents": (self.config.latent_dim,)}
+
+    def generate(self, latents: Mapping[str, Tensor], labels: Tensor, truncation: float | None = None) -> Tensor:  # noqa: ARG002  # z is all that is truncated
+        images: Tensor = self.generator(latents["latents"], labels)
         return images.float()
 
     def prepare_sampling(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> None:

@@ -102,7 +102,7 @@ class BigGANDeepGenerator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         condition = torch.cat([z, self.shared(labels)], 1)
-        h = self.linear(condition).view(len(z), -1, 4, 4).contiguous(memory_format=torch.channels_last)
+        h = self.linear(condition).view(z.shape[0], -1, 4, 4).contiguous(memory_format=torch.channels_last)
         for i, block in enumerate(self.blocks):
             h = block(h, condition)
             if str(i) in self.attention:
