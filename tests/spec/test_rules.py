@@ -78,6 +78,14 @@ def test_nothing_happens_more_often_than_once_per_batch(section: str) -> None:
     assert f"{section}.every_kimg: 0.01 is less than one batch" in broken(**{section: {"every_kimg": 0.01}})
 
 
+def test_offloading_needs_a_gpu_and_sharded_states() -> None:
+    text = broken(training={"offload": "optimizer"})
+    assert "training.offload: optimizer is done by ZeRO, and training.zero_stage 0 is without it; set" in text
+    assert "training.offload: optimizer empties a GPU's memory, and on the CPU (resources.gpus_per_worker 0)" in text
+    for stage in (1, 2, 3):
+        job(training={"offload": "optimizer", "zero_stage": stage}, resources={"gpus_per_worker": 1})
+
+
 @pytest.mark.parametrize("betas", [[0.0, 1.0], [-0.1, 0.9], [1.5, 0.9], [float("nan"), 0.9]])
 def test_betas_outside_zero_to_one_are_refused(betas: list[float]) -> None:
     text = broken(training={"optimizers": {"generator": {"betas": betas}}})

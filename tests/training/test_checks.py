@@ -22,6 +22,7 @@ def check(r1_gamma: float, **fields: Any) -> None:
 
 def test_what_is_right_is_let_through() -> None:
     check(1.0, zero_stage=2, compile=["generator"], optimizers={"discriminator": {"lr": 1e-3}})
+    check(0.0, zero_stage=1, offload="optimizer")
     check(0.0, compile=["generator", "discriminator"])
 
 
@@ -32,6 +33,7 @@ def test_what_is_right_is_let_through() -> None:
         (0.0, {"compile": ["encoder"]}, r"training\.compile: biggan has no network 'encoder'"),
         (0.0, {"optimizers": {"encoder": {}}}, r"training\.optimizers\.encoder: biggan has no network"),
         (1.0, {"zero_stage": 3}, r"training\.zero_stage: 3 computes wrong gradients .* has r1"),
+        (1.0, {"zero_stage": 2, "offload": "optimizer"}, r"training\.offload: optimizer copies .* biggan has r1; set"),
         (0.0, {"zero_stage": 3}, r"training\.zero_stage: 3 scatters .* generator's spectral normalisation"),
     ],
 )

@@ -57,6 +57,32 @@ def run_of(step: Callable[[Plain, list[Tensor], list[Tensor]], None], bad: int =
     return Plain(step, bad).run()
 
 
+offloaded = pytest.mark.parametrize(("workers", "stage"), [(w, s) for w in (1, 2) for s in (1, 2, 3)])
+
+
+@offloaded
+def test_offloaded_steps_are_the_same(results: Results, workers: int, stage: int) -> None:
+    """What DeepSpeed does on the way to the host's memory; that it is the host's, test_offload.py says on a GPU."""
+    check(results, "offload", workers, stage, run_of(Plain.adam), 1e-6)
+    for setting in ("nan at 2", "lamb"):
+        for state in results[workers]:
+            prefix = f"{setting}/{stage}/"
+            names = [k.removeprefix(prefix) for k in state if k.startswith(prefix)]
+            assert f"{prefix}vae.decoder.2.bias" in state
+            for name in names:
+                found = state[f"{setting}, offload/{stage}/{name}"]
+                torch.testing.assert_close(found, state[prefix + name], rtol=0, atol=1e-6)
+
+
+@offloaded
+def test_an_offloaded_restart_changes_no_bit(results: Results, workers: int, stage: int) -> None:
+    for state in results[workers]:
+        names = [k.removeprefix(f"offload/{stage}/") for k in state if k.startswith(f"offload/{stage}/vae.")]
+        assert names
+        for name in names:
+            assert torch.equal(state[f"offload/{stage}/{name}"], state[f"offload, resumed/{stage}/{name}"]), name
+
+
 @everywhere
 @pytest.mark.parametrize("bad", [0, 2])
 def test_a_step_with_a_nan_is_skipped(results: Results, bad: int, workers: int, stage: int) -> None:

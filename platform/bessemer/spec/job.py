@@ -103,6 +103,9 @@ class TrainingSpec(_Section):
     """Images per forward pass; the unit of accumulation, of randomness and of batch statistics."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """DeepSpeed ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
+    offload: Literal["none", "optimizer"] = "none"
+    """What ZeRO 1 to 3 keep in the host's memory instead of the GPU's: nothing, or optimizer states, the fp32 weights
+    that they belong to and the averages; the CPU computes the step then. Not with second-order losses."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward pass; weights and optimizer states are always fp32. fp16 scales each network's loss."""
     channels_last: bool = False

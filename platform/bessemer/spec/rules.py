@@ -28,6 +28,7 @@ def check_job(job: JobSpec) -> None:
         _batch_rules,
         _length_rules,
         _precision_rules,
+        _offload_rules,
         _rate_rules,
         _ema_rules,
         _optimizer_rules,
@@ -113,6 +114,22 @@ def _precision_rules(job: JobSpec) -> Iterator[str]:
         yield (
             "training.sanitize_gradients: true would hide from fp16's loss scaling that a gradient overflowed; "
             "set it to false, or training.precision to bf16."
+        )
+
+
+def _offload_rules(job: JobSpec) -> Iterator[str]:
+    offload = job.training.offload
+    if offload == "none":
+        return
+    if job.training.zero_stage == 0:
+        yield (
+            f"training.offload: {offload} is done by ZeRO, and training.zero_stage 0 is without it; set "
+            "training.zero_stage to 1 or 2, or training.offload to none."
+        )
+    if job.resources.gpus_per_worker == 0:
+        yield (
+            f"training.offload: {offload} empties a GPU's memory, and on the CPU (resources.gpus_per_worker 0) "
+            "everything is in the host's memory already; set it to none, or resources.gpus_per_worker to 1."
         )
 
 

@@ -39,7 +39,10 @@ class Workers:
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the workers, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            there = tensor.to(self.device)  # itself, unless it is offloaded: NCCL takes tensors of the GPU alone
+            dist.all_reduce(there)
+            if there is not tensor:
+                tensor.copy_(there)
         return tensor
 
     def gather(self, value: Any) -> list[Any]:

@@ -62,6 +62,13 @@ _STAGE_SETTINGS: dict[int, dict[str, Any]] = {
 }
 
 
+def _offload_settings(stage: int, workers: Workers) -> dict[str, Any]:
+    """What keeps fp32 weights, gradients and optimizer states of this worker's share in host memory."""
+    # DeepSpeed offloads only together with its own norm, which `_guard_step` then takes away.
+    norm = {"compute_grad_norm": True} if stage < 3 else {}
+    return {**norm, "offload_optimizer": {"device": "cpu", "pin_memory": workers.device.type == "cuda"}}
+
+
 class NetworkEngine:
     """A network with its optimizer under ZeRO 0, 1, 2 or 3.
 
@@ -83,6 +90,7 @@ class NetworkEngine:
         self._workers = workers
         self._shapes = {key: p.shape for key, p in module.named_parameters()}
         self._discards = False
+        self._offloads = training.offload == "optimizer"
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.gradients = Gradients(training, workers, sharded=training.zero_stage > 0)
         elements = sum(p.numel() for p in module.parameters())
@@ -98,12 +106,14 @@ class NetworkEngine:
                 "managed_gradient_accumulation": False,
                 "gradient_clipping": 0.0,
                 "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
                 "steps_per_print": 2**31,
                 "zero_optimization": {
                     "stage": training.zero_stage,
                     "reduce_bucket_size": bucket,
                     "allgather_bucket_size": bucket,
                     **_STAGE_SETTINGS.get(training.zero_stage, {}),
+                    **(_offload_settings(training.zero_stage, workers) if self._offloads else {}),
                     "sub_group_size": max(elements, 1),  # one flat partition at stage 3
                 },
             },
@@ -126,9 +136,12 @@ class NetworkEngine:
                 step(closure)
 
         optimizer.step = guarded  # type: ignore[assignment]
-        if self.zero_stage == 3:  # it has no switch for its own norm, which skips steps before `guarded` sees them
-            finite = torch.ones((), device=self._workers.device)
+        # Where its own norm cannot be switched off, it would skip steps before `guarded` sees them.
+        finite = torch.ones((), device=self._workers.device)
+        if self.zero_stage == 3:
             self._engine.optimizer._get_norm_groups = lambda: [finite]
+        elif self._offloads:
+            self._engine.optimizer.scaled_global_norm = lambda: finite
 
     def _places(self) -> list[_Place]:
         """Where in which flat fp32 partition of ZeRO this worker's share of each parameter lies."""
@@ -320,6 +333,7 @@ def build_engines(
                 optimizers[name],
                 training.optimizers.get(name, OptimizerSpec()),
                 lazy_correction(updates, name),
+                offloaded=training.offload == "optimizer",
             ),
             training,
             workers,

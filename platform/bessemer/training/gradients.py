@@ -87,7 +87,7 @@ class Gradients:
         if not finite:
             self.leave_out()
             return False
-        self.norm = norm
+        self.norm = norm.to(self._workers.device)
         if self._bound is not None:
             torch._foreach_mul_(gradients, (self._bound / (norm + 1e-6)).clamp(max=1))
         return True

@@ -9,6 +9,7 @@ the engine `<setting>/<stage>/skipped` and `.../scale`, of the journal `.../jour
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
     "bf16": {"precision": "bf16"},
     "plain": {},
+    "offload": {"offload": "optimizer"},
+    "nan at 2, offload": {"offload": "optimizer"},
+    "lamb, offload": {},
     "channels last": {"channels_last": True},
     "shared statistics": {"batch_statistics": "workers"},
     "compile": {"compile": ["generator", "discriminator"]},
@@ -79,7 +83,8 @@ class NormMethod(matrix_run.Method):
         return Loss((y - x).square().mean() + 0.01 * slope.square().mean())
 
 
-SETTINGS |= {f"{name}, resumed": SETTINGS[name] for name in ("lamb", "lars", "schedule", "fp16")}
+SETTINGS["lamb, offload"] = {**SETTINGS["lamb"], "offload": "optimizer"}
+SETTINGS |= {f"{name}, resumed": SETTINGS[name] for name in ("lamb", "lars", "schedule", "fp16", "offload")}
 
 
 def poisoned(nimg: int, index: int) -> Batch:
@@ -102,16 +107,16 @@ def check_other_stages(trainer: Trainer, root: Path) -> None:
     trainer.checkpoints.finish()
     saved = everything(trainer)
     assert {"weight.encoder.0.weight", "exp_avg.encoder.0.weight", "exp_avg_sq.decoder.2.bias"} <= saved.keys()
-    for stage in (0, 1, 2, 3):
-        fields = trainer.job.training.model_dump() | {"zero_stage": stage}
+    for stage, offload in [(0, "none"), *product((1, 2, 3), ("none", "optimizer"))]:
+        fields = trainer.job.training.model_dump() | {"zero_stage": stage, "offload": offload}
         job = trainer.job.model_copy(update={"training": type(trainer.job.training)(**fields)})
         other = make_trainer(job, "vae", trainer.workers, root)
         assert other.resume()
         restored = everything(other)
         assert saved.keys() == restored.keys()
-        assert all(torch.equal(v, restored[k]) for k, v in saved.items()), stage
+        assert all(torch.equal(v, restored[k]) for k, v in saved.items()), (stage, offload)
         average = ShardedEma(other.engines["vae"], job.ema, trainer.workers).full_state()
-        assert all(torch.equal(v, saved[f"weight.{k}"]) for k, v in average.items()), stage
+        assert all(torch.equal(v, saved[f"weight.{k}"]) for k, v in average.items()), (stage, offload)
         other._iteration()
         after = everything(other)
         if stage == 0:
@@ -129,6 +134,8 @@ def main() -> None:
         own = owned_slices(SLICES, workers.rank, workers.size)
         for setting, fields in SETTINGS.items():
             for stage in (0, 1, 2, 3):
+                if stage == 0 and "offload" in setting:
+                    continue  # ZeRO does it
                 if stage == 3 and setting == "shared statistics":
                     continue  # its loss is of second order
                 if setting == "compile" and (stage, workers.size) != (1, 1):
@@ -141,6 +148,7 @@ def main() -> None:
                 system = NormMethod if setting == "shared statistics" else matrix_run.Method
                 root = out.parent / f"{setting}{stage}"
                 trainer = make_trainer(job, method, workers, root, stream, system)
+                assert trainer.engines[next(iter(adam))]._engine.zero_cpu_offload() == ("offload" in setting)
                 iterations = 20 if setting.startswith("fp16") else matrix_run.ITERATIONS
                 if setting.endswith(", resumed"):
                     for _ in range(iterations // 2):

@@ -207,7 +207,10 @@ def make_job(method: str, stage: int, slices: int, workers: int, **training: Any
             "data": {"path": "none"},
             "training": fields | training,
             "checkpoint": {"every_kimg": 1000},
-            "resources": {"workers": workers, "gpus_per_worker": int(training.get("precision") == "fp16")},
+            "resources": {
+                "workers": workers,
+                "gpus_per_worker": int(training.get("precision") == "fp16" or "offload" in training),
+            },
         }
     )
 
