@@ -135,7 +135,7 @@ class CheckpointStore:
         emas: Mapping[str, ShardedEma],
         system_state: Mapping[str, Any],
     ) -> None:
-        """Begin to write a checkpoint. The state must not change before :meth:`copied` returns.
+        """Begin to write a checkpoint. Weights, optimizer states and averages must stay until :meth:`copied`.
 
         Waits for the checkpoint before, if that is still being written. How saving ended, :meth:`reports` tells.
         """
@@ -159,7 +159,8 @@ class CheckpointStore:
         self._share.choose(tensors)
         state = None
         if self._workers.is_first:
-            self._shared.choose({f"{n}.{k}": b for n, e in engines.items() for k, b in e.buffers().items()})
+            # Cloned at once: some move as soon as the next update begins (spectral-norm vectors), and all are small.
+            self._shared.choose({f"{n}.{k}": b.clone() for n, e in engines.items() for k, b in e.buffers().items()})
             state = {
                 "nimg": clock.nimg,
                 "iteration": clock.iteration,
@@ -185,7 +186,7 @@ class CheckpointStore:
             self.finish()
 
     def copied(self) -> None:
-        """Wait until what is being saved may change: weights, optimizer states, averages and buffers.
+        """Wait until what is being saved may change: weights, optimizer states and averages.
 
         Not collective. Forward and backward passes change none of these, and need not wait.
         """

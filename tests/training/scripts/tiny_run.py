@@ -30,14 +30,19 @@ BATCH, SLICE, GAMMA, SEED = 16, 4, 2.0, 7
 
 
 class Normed(UpdateStateLayer):
-    """Batch norm whose running mean moves once per update: state that must not depend on the workers."""
+    """Batch norm whose running mean moves once per update: state that must not depend on the workers.
+
+    And a counter that moves as an update begins, as spectral-norm vectors do.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("updates", torch.zeros(1))
         self.register_buffer("sums", torch.zeros(features + 1), persistent=False)
 
     def begin_update(self) -> None:
+        self.updates += 1
         self.sums.zero_()
 
     def pending(self) -> list[Tensor]:
