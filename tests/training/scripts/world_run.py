@@ -1,9 +1,10 @@
-"""A worker that trains a small BigGAN for fifty steps on packed digits; one process per rank.
+"""A worker that trains a small system for a few steps on packed digits; one process per rank.
 
-usage: world_run.py OUT DATA
+usage: world_run.py OUT DATA [SYSTEM] [--save-at STEP] [--checkpoints DIR]
 
-Everything is real: the system, the data set, the stream, the engines. Each writes `<network>.<key>` -> weights and
-buffers, the averages under `ema.`, the initial weights under `start.`, and `samples`, drawn from the averages.
+It goes on from the checkpoint in DIR, if there is one. Everything is real: the system, the data set, the stream, the
+engines. Each writes `<network>.<key>` -> weights and buffers, the averages under `ema.`, the initial weights under
+`start.`, and `samples`, drawn from the averages.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from bessemer.training.engine import build_engines
 from bessemer.training.loop import Trainer, owned_slices
 from bessemer.training.rng import generator
 
-BATCH, SLICE, STEPS = 16, 4, 50
-CONFIG = {
+BATCH, SLICE = 16, 4
+STEPS = {"biggan": 50, "stylegan2": 6}
+_BIGGAN = {
     "generator_width": 4,
     "discriminator_width": 4,
     "latent_dim": 20,
@@ -41,13 +43,31 @@ CONFIG = {
     "discriminator_lr": 2e-5,
     "adam_eps": 1e-4,
 }
+_STYLEGAN2 = {
+    "channel_base": 256,
+    "channel_max": 8,
+    "latent_dim": 8,
+    "w_dim": 8,
+    "minibatch_group": 4,
+    "path_length_interval": 2,
+    "r1_interval": 2,
+    "augment_p": 0.3,
+    "augment_interval": 2,
+    "augment_kimg": 0.5,
+    "adam_eps": 1e-3,
+}
+CONFIGS: dict[str, dict[str, object]] = {"biggan": _BIGGAN, "stylegan2": _STYLEGAN2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument("system", nargs="?", default="biggan")
+    parser.add_argument("--save-at", type=int)
+    parser.add_argument("--checkpoints", type=Path)
     options = parser.parse_args()
+    name, steps = options.system, STEPS[options.system]
     torch.set_num_threads(1)
     with join_workers() as workers, ShardedDataset.open(options.data) as dataset:
         init_deepspeed(workers.device)
@@ -55,10 +75,10 @@ def main() -> None:
             {
                 "name": "world",
                 "seed": 3,
-                "system": {"name": "biggan", "preset": "tiny32", "config": CONFIG},
+                "system": {"name": name, "preset": "tiny32", "config": CONFIGS[name]},
                 "data": {"path": str(options.data)},
                 "training": {
-                    "total_kimg": STEPS * BATCH / 1000,
+                    "total_kimg": steps * BATCH / 1000,
                     "batch_size": BATCH,
                     "slice_size": SLICE,
                     "zero_stage": {1: 0, 2: 1, 4: 2}[workers.size],
@@ -68,11 +88,11 @@ def main() -> None:
                 "resources": {"workers": workers.size},
             }
         )
-        system = build("biggan", "tiny32", CONFIG, dataset.manifest.facts)
+        system = build(name, "tiny32", CONFIGS[name], dataset.manifest.facts)
         system.init_weights(generator("cpu", job.seed, "init"))
         start = {
-            f"start.{name}.{k}": p.detach().clone()
-            for name, net in system.networks().items()
+            f"start.{network}.{k}": p.detach().clone()
+            for network, net in system.networks().items()
             for k, p in net.named_parameters()
         }
         updates = system.updates(Clock(0, 0))
@@ -80,19 +100,24 @@ def main() -> None:
         emas = {"generator": ShardedEma(engines["generator"], job.ema, workers)}
         slices = owned_slices(job.slices, workers.rank, workers.size)
         stream = SliceStream(dataset, seed=job.seed, batch_size=BATCH, slice_size=SLICE, slices=slices)
-        identity = Identity("biggan", {}, job.seed, BATCH, SLICE, dataset.manifest.hash)
-        store = CheckpointStore(options.out.parent / "checkpoints", job.checkpoint, workers)
+        identity = Identity(name, {}, job.seed, BATCH, SLICE, dataset.manifest.hash)
+        checkpoints = options.checkpoints or options.out.parent / "checkpoints"
+        store = CheckpointStore(checkpoints, job.checkpoint, workers)
         write, evaluate = (lambda *a, **k: None), (lambda clock, state: None)
         trainer = Trainer(job, system, engines, emas, stream, store, identity, workers, write, evaluate)
         try:
-            for _ in range(STEPS):
+            trainer.resume()
+            while trainer.clock.iteration < steps:
                 trainer._iteration()
+                if trainer.clock.iteration == options.save_at:
+                    trainer._save()
+                    store.finish()
         finally:
             stream.close()
         averages = trainer.ema_state()
         state = start | {f"ema.{k}": v.contiguous() for k, v in averages.items()}
-        for name, network in system.networks().items():
-            state |= {f"{name}.{k}": v.detach().clone() for k, v in network.state_dict().items()}
+        for key, network in system.networks().items():
+            state |= {f"{key}.{k}": v.detach().clone() for k, v in network.state_dict().items()}
         system.networks()["generator"].load_state_dict({k.removeprefix("generator."): v for k, v in averages.items()})
         system.networks()["generator"].eval()
         state["samples"] = system.sample(torch.arange(10), generator("cpu", job.seed, "samples"))
