@@ -1,11 +1,13 @@
 """Resampling by filters: upsample, finite impulse response, downsample (as in StyleGAN, Karras et al. 2019).
 
-Everything here is made of convolutions, which PyTorch differentiates any number of times.
+Everything here is made of convolutions, which PyTorch differentiates any number of times. On CUDA, where Triton is
+installed with PyTorch, one kernel does the same (:mod:`bessemer.nn.upfirdn_triton`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ SYM6 = (
 
 _DENSE = 6
 """Filters up to this length are applied in both directions at once, longer ones in one after the other."""
+_TRITON = find_spec("triton") is not None
 
 
 def filter_taps(taps: Sequence[float], like: Tensor, gain: float = 1.0) -> Tensor:
@@ -46,6 +49,15 @@ def upfirdn(x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1, padding: tup
     Returns:
         [N, C, H', W'] of the dtype of `x`, H' = (up·H + before + after - k)//down + 1.
     """
+    if _TRITON and x.is_cuda and x.dtype is not torch.float64:  # the kernel sums in float32
+        from bessemer.nn.upfirdn_triton import upfirdn_triton
+
+        return upfirdn_triton(x, taps, up, down, padding)
+    return _reference(x, taps, up, down, padding)
+
+
+def _reference(x: Tensor, taps: Tensor, up: int, down: int, padding: tuple[int, int]) -> Tensor:
+    """:func:`upfirdn` by convolutions."""
     k = len(taps)
     flipped = taps.flip(0)  # conv2d correlates
     kernels = [(flipped[:, None] * flipped)] if k <= _DENSE else [flipped[:, None], flipped[None]]
