@@ -131,6 +131,8 @@ def exports_names(path: Path) -> bool:
 
 @pytest.mark.parametrize("path", [path for path in MODULES if exports_names(path)], ids=dotted)
 def test_public_names_are_listed_and_exist(path: Path) -> None:
+    if path.stem.endswith("_triton"):
+        pytest.importorskip("triton", reason="comes with PyTorch for CUDA")
     module = importlib.import_module(dotted(path))
     assert hasattr(module, "__all__"), f"{path} has no __all__"
     assert sorted(set(module.__all__)) == sorted(module.__all__)

@@ -95,6 +95,9 @@ def test_shapes_on_the_meta_device(preset: str) -> None:
         assert isinstance(system, StyleGAN2)
         G, size, labels = system.generator, system.config.resolution, torch.zeros(2, dtype=torch.long)
         sizes = [4, *(r for k in range(3, size.bit_length()) for r in (2**k, 2**k))]
+        assert system.latent_shapes == {
+            "latents": (512,), **{f"noise_{i}": (1, r, r) for i, r in enumerate(sizes)}
+        }  # fmt: skip
         ws = G.broadcast(G.map(torch.randn(2, 512), labels))
         images = G.synthesis(ws, [torch.randn(2, 1, r, r) for r in sizes])
         assert images.shape == (2, 3, size, size)

@@ -275,7 +275,18 @@ class StyleGAN2(System):
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:
         """Draw images; `truncation` ψ in [0, 1] pulls w towards its average, trading variety for fidelity."""
+        latents = {"latents": normal_latents((len(labels), self.config.latent_dim), generator)}
+        noise = self.generator.synthesis.draw_noise(len(labels), generator)
+        return self.generate(latents | {f"noise_{i}": n for i, n in enumerate(noise)}, labels, truncation)
+
+    @property
+    def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        sizes = self.generator.synthesis.noise_sizes
+        return {"latents": (self.config.latent_dim,), **{f"noise_{i}": (1, r, r) for i, r in enumerate(sizes)}}
+
+    def generate(self, latents: Mapping[str, Tensor], labels: Tensor, truncation: float | None = None) -> Tensor:
         G = self.generator
-        w = G.mapping(normal_latents((len(labels), self.config.latent_dim), generator), labels)
-        images: Tensor = G.synthesis(G.broadcast(w, truncation), G.synthesis.draw_noise(len(w), generator))
+        w = G.mapping(latents["latents"], labels)
+        noise = [latents[f"noise_{i}"] for i in range(len(G.synthesis.noise_sizes))]
+        images: Tensor = G.synthesis(G.broadcast(w, truncation), noise)
         return images.float().clamp(-1, 1)

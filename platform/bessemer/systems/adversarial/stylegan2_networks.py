@@ -144,13 +144,15 @@ class SynthesisNetwork(Initialised):
 
     def __init__(self, c: StyleGAN2Config) -> None:
         super().__init__()
-        self.resolutions = [2**k for k in range(2, c.resolution.bit_length())]
+        resolutions = [2**k for k in range(2, c.resolution.bit_length())]
         self.const = nn.Parameter(torch.zeros(c.width(4), 4, 4))
-        before = [0, *(c.width(r) for r in self.resolutions[:-1])]
+        before = [0, *(c.width(r) for r in resolutions[:-1])]
         self.blocks = nn.ModuleList(
-            _SynthesisBlock(c, channels, r) for channels, r in zip(before, self.resolutions, strict=True)
+            _SynthesisBlock(c, channels, r) for channels, r in zip(before, resolutions, strict=True)
         )
-        self.num_ws = 2 * len(self.resolutions)
+        self.noise_sizes = [r for r in resolutions for _ in range(1 if r == 4 else 2)]
+        """Resolution of every convolution."""
+        self.num_ws = len(self.noise_sizes) + 1
         """Vectors w: one per convolution and one for the last layer that makes colours; the others share the w of the
         convolution that follows them."""
 
@@ -160,8 +162,7 @@ class SynthesisNetwork(Initialised):
 
     def draw_noise(self, n: int, generator: Generator) -> list[Tensor]:
         """Noise [n, 1, R, R] for every convolution, N(0, 1)."""
-        sizes = [r for r in self.resolutions for _ in range(1 if r == 4 else 2)]
-        return [torch.randn((n, 1, r, r), generator=generator, device=generator.device) for r in sizes]
+        return [torch.randn((n, 1, r, r), generator=generator, device=generator.device) for r in self.noise_sizes]
 
     def forward(self, ws: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """Synthesise images.
@@ -173,7 +174,7 @@ class SynthesisNetwork(Initialised):
         Returns:
             [N, channels, R, R], around [-1, 1] but not bounded.
         """
-        x: Tensor = self.const.expand(len(ws), -1, -1, -1)
+        x: Tensor = self.const.expand(ws.shape[0], -1, -1, -1)
         image: Tensor | None = None
         at = 0
         for i, block in enumerate(self.blocks):
