@@ -31,7 +31,7 @@ SIDEWAYS = {
 # never imports the first, not even in a function, and the second only in functions that need it.
 TRAINER = {"training", "systems", "data", "nn", "spec", "errors", "files"}
 NEVER_IN_TRAINER = {"ray", "mlflow"}
-NOT_AT_TOP_OF_TRAINER = {"matplotlib", "sklearn", "scipy", "typer", "rich"}
+NOT_AT_TOP_OF_TRAINER = {"matplotlib", "pyarrow", "sklearn", "scipy", "typer", "rich"}
 
 
 def dotted(path: Path) -> str:

@@ -58,6 +58,15 @@ def test_overwrite(images: Path, tmp_path: Path) -> None:
     invoke(images, tmp_path / "set", *options, "--overwrite", "--shard-size", 1)
 
 
+@pytest.mark.multiprocess
+def test_workers_and_labels(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("id,class\ntrain/cat/1,b\ntrain/dog/1,a\ntrain/cat/2,a\ntrain/dog/2,a\n")
+    options = ("--size", 8, "--mode", "RGB", "--labels", tmp_path / "labels.csv", "--json")
+    summary = json.loads(invoke(images, tmp_path / "set", *options, "--workers", 2))
+    assert summary["classes"] == {"a": 3, "b": 1}
+    assert summary["packing"]["labels"] == "labels.csv"
+
+
 def test_mistakes_name_the_option_that_fixes_them(images: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--mode RGB"):
         invoke(images, tmp_path / "set", "--size", 8)

@@ -58,12 +58,12 @@ def dataset(packed: Path) -> ShardedDataset:
     return ShardedDataset.open(packed)
 
 
-@pytest.fixture(name="draw")
+@pytest.fixture(name="draw", scope="session")
 def _draw() -> Callable[..., Image.Image]:
     return draw
 
 
-@pytest.fixture(name="encode")
+@pytest.fixture(name="encode", scope="session")
 def _encode() -> Callable[..., bytes]:
     return encode
 

@@ -62,7 +62,8 @@ def read(data: bytes, folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", TYPES)
 def test_all_types_hold_the_same_files(kind: str, tmp_path: Path) -> None:
     assert read(archive_bytes(kind), tmp_path) == CONTENT
-    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+    spools = [path.name for path in tmp_path.iterdir() if path.name != "archive"]
+    assert len(spools) == (kind not in ("tar", "zip"))
 
 
 @pytest.mark.parametrize("style", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -137,7 +138,8 @@ def test_paths_out_of_the_archive_are_refused(kind: str, name: str, tmp_path: Pa
     inner.mkdir()
     with pytest.raises(DataError, match=r"leads out of the archive"):
         read(archive_bytes(kind, {name: b"x"}), inner)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["archive", "inner"]
+    names = {path.name for path in tmp_path.rglob("*")} | {path.name for path in Path("/tmp").glob("evil*")}
+    assert not [one for one in names if "evil" in one]
 
 
 def test_links_are_counted_and_the_last_of_equal_names_counts(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_links_are_counted_and_the_last_of_equal_names_counts(tmp_path: Path) ->
 
 @pytest.mark.parametrize("start", [b"", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"hello"])
 def test_unknown_types_name_the_known_ones(start: bytes, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"unknown archive type .* \.tar\.zst, .*\.zip archive, or the word digits"):
+    with pytest.raises(DataError, match=r"unknown archive type .* \.tar\.zst, .*\.zip archive, .* or the word digits"):
         read(start, tmp_path)
 
 
@@ -174,7 +176,7 @@ def test_folders_follow_links_once(tmp_path: Path) -> None:
     (root / "b").symlink_to(outside)
     (root / "a" / "loop").symlink_to(root)
     (root / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    files = FolderFiles(root)
+    files = FolderFiles.below(root)
     assert sorted(str(path) for path in files.paths) == ["a/1.jpg", "b/1.jpg", "gone.jpg"]
     assert files.read(PurePosixPath("b/1.jpg")) == b"outside"
     with pytest.raises(ValueError, match="cannot be read"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ from bessemer.cli.output import echo_json, human_bytes, progress
 
 if TYPE_CHECKING:
     from bessemer.data.manifest import Manifest
+    from bessemer.data.pack import Runner
 
 __all__ = ["app", "pack"]
 
@@ -29,8 +32,9 @@ def pack(
         str,
         typer.Argument(
             metavar="SRC",
-            help="Image folder, archive (tar, tar.gz, tar.xz, tar.zst, tar.bz2, zip), or the word `digits`: "
-            "handwritten digits that come with scikit-learn.",
+            help="Folder or archive (tar, tar.gz, tar.xz, tar.zst, tar.bz2, zip) of images, arrays, Parquet files, "
+            "WebDataset shards, or the files of CIFAR or MNIST; or the word `digits`: handwritten digits that come "
+            "with scikit-learn.",
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Directory to make; jobs name it as data.path.")],
@@ -61,27 +65,49 @@ def pack(
             show_default="the training split",
         ),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|folders|none",
+            help="Where classes come from: a json or csv file, the folders, or none.",
+            show_default="dataset.json, labels beside the images, or folders, whichever there is",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take at most LIMIT images of each class, the first by name.")
     ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Largest size of a shard in MiB.")] = 128,
+    shard_size: Annotated[int, typer.Option(min=1, help="Size of a shard in MiB, about.")] = 128,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-j", min=1, help="Processes.", show_default="the number of cores")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Spread the work over a Ray cluster: its address, `auto` for the one of this machine, `local` to "
+            "start one here. Its nodes must share the file system of SRC and DST.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set at DST.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Pack images into a data set that jobs can train on.
 
     SRC holds images as class/name.jpg (also png, webp, bmp); images in no class folder make up one class. Folders
-    around the classes are skipped, and of train/test/val folders the training split is taken.
+    around the classes are skipped, and of train/test/val folders the training split is taken. Other kinds of sources:
+    docs/data.md.
 
     Every image is checked by decoding it. JPEG and PNG images that fit are stored byte for byte; others are
     converted and stored as PNG. DST appears when it is complete: WebDataset tar shards, an index and manifest.json.
+    When packing was interrupted, the same command goes on where it stopped.
 
     Example: bessemer data pack photos/ datasets/photos --size 64 --mode RGB
     """
     from bessemer.data import pack as packing
 
     start = time.monotonic()
-    with progress("packing") as advance:
+    workers = workers or len(os.sched_getaffinity(0))
+    with progress("packing") as advance, _runner(ray, workers) as runner:
         manifest = packing.pack(
             source,
             destination,
@@ -89,7 +115,10 @@ def pack(
             resize=packing.resize_named(resize),
             mode=packing.mode_named(mode),
             split=split,
+            labels=labels,
             limit=limit,
+            workers=workers,
+            runner=runner,
             shard_bytes=shard_size << 20,
             overwrite=overwrite,
             progress=advance,
@@ -99,6 +128,14 @@ def pack(
         echo_json(_summary(manifest, destination, seconds))
     else:
         _print_summary(manifest, destination, seconds)
+
+
+def _runner(address: str | None, workers: int) -> AbstractContextManager[Runner | None]:
+    if address is None:
+        return nullcontext()
+    from bessemer.orchestration.packing import ray_runner
+
+    return ray_runner(address, workers)
 
 
 def _summary(manifest: Manifest, destination: Path, seconds: float) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from bessemer.data.prepare import MODES, Prepared
 from bessemer.errors import DataError
@@ -25,18 +26,15 @@ class _Group:
         if len(self.examples) < _EXAMPLES:
             self.examples.append(example)
 
+    def merge(self, other: _Group) -> None:
+        self.count += other.count
+        self.examples = [*self.examples, *other.examples][:_EXAMPLES]
+
 
 class Findings:
-    """Collects faults over all images of a source.
+    """Collects faults over the images of a source, or of a part of it."""
 
-    Args:
-        source: its name, for the message.
-        images: number of images in all.
-    """
-
-    def __init__(self, source: str, images: int):
-        self._source = source
-        self._images = images
+    def __init__(self) -> None:
         self._unusable = _Group()
         self._modes: dict[str, _Group] = {}
         self._sizes: dict[tuple[int, int], _Group] = {}
@@ -48,6 +46,27 @@ class Findings:
             return
         self._modes.setdefault(prepared.mode, _Group()).add(name)
         self._sizes.setdefault((prepared.width, prepared.height), _Group()).add(name)
+
+    def merge(self, other: Findings) -> None:
+        """Take over what was found in another part of the source."""
+        self._unusable.merge(other._unusable)
+        for mode, group in other._modes.items():
+            self._modes.setdefault(mode, _Group()).merge(group)
+        for size, group in other._sizes.items():
+            self._sizes.setdefault(size, _Group()).merge(group)
+
+    def as_clean(self) -> dict[str, Any]:
+        """What :meth:`clean` makes the same findings of, where nothing is wrong."""
+        (mode, group), (resolution,) = next(iter(self._modes.items())), {width for width, _ in self._sizes}
+        return {"mode": mode, "resolution": resolution, "count": group.count, "examples": group.examples}
+
+    @classmethod
+    def clean(cls, mode: str, resolution: int, count: int, examples: list[str]) -> Findings:
+        """Findings of images of one mode and size."""
+        findings = cls()
+        findings._modes[mode] = _Group(count, list(examples))
+        findings._sizes[resolution, resolution] = _Group(count, list(examples))
+        return findings
 
     @property
     def faulty(self) -> bool:
@@ -66,14 +85,19 @@ class Findings:
         (mode,) = self._modes
         return mode
 
-    def raise_faults(self) -> None:
-        """Raise one DataError that lists every kind of fault with examples and the fix; nothing if all is well."""
+    def raise_faults(self, source: str, images: int) -> None:
+        """Raise one DataError that lists every kind of fault with examples and the fix; nothing if all is well.
+
+        Args:
+            source: its name.
+            images: number of images in all.
+        """
         faults = []
         if self._unusable.count:
             more = self._unusable.count - len(self._unusable.examples)
             lines = [*self._unusable.examples, *([f"... and {more} more"] if more else [])]
             faults.append(
-                f"{self._unusable.count} of {self._images} images cannot be used:\n"
+                f"{self._unusable.count} of {images} images cannot be used:\n"
                 + "\n".join(f"    {line}" for line in lines)
                 + "\n  Every image must decode whole: remove these files, or put undamaged ones in their place."
             )
@@ -91,7 +115,7 @@ class Findings:
             )
         if faults:
             listed = "\n".join(f"- {fault}" for fault in faults)
-            raise DataError(f"{self._source} cannot be packed as it is.\n{listed}")
+            raise DataError(f"{source} cannot be packed as it is.\n{listed}")
 
     @property
     def _modes_differ(self) -> bool:

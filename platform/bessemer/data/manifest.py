@@ -54,6 +54,8 @@ class Packing(_Record):
     """Filter after the centre-crop to a square; `none` crops only."""
     mode: Literal["RGB", "L"] | None
     """Colour mode asked for; transparency is laid over white."""
+    labels: str = "folders"
+    """Where the classes come from: `folders`, `none`, `source` where it holds them beside the images, or a file."""
     split: str | None
     """Split that was taken, where the source has splits."""
     splits: list[str]
@@ -106,6 +108,11 @@ class Manifest(_Record):
     def facts(self) -> dict[str, int]:
         """What a system's configuration takes from the data: `resolution`, `channels`, `classes`."""
         return {"resolution": self.resolution, "channels": self.channels, "classes": len(self.classes)}
+
+    @property
+    def files(self) -> set[str]:
+        """Names of all files of the data set."""
+        return {MANIFEST, self.index.name, *(shard.name for shard in self.shards)}
 
     @classmethod
     def parse(cls, data: bytes, source: Path | str) -> Manifest:

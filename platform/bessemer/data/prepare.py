@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from bessemer.data.decode import ImageHeader, decode, decode_into, is_jpeg, read_header
+from bessemer.data.decode import decode, decode_into, is_jpeg, read_header
 
 __all__ = ["MODES", "Mode", "Prepared", "Resize", "Rules", "prepare"]
 
@@ -51,8 +52,12 @@ class Prepared:
     """Stored byte for byte as it came."""
 
 
-def prepare(data: bytes, rules: Rules) -> Prepared:
+def prepare(data: bytes | NDArray[np.uint8], rules: Rules) -> Prepared:
     """Check an image by decoding it whole, and fit it to the rules.
+
+    Args:
+        data: an image file, or pixels [H, W, C] of 1 (grey), 3 (RGB) or 4 (RGBA) channels.
+        rules: how images are made equal.
 
     Images that fit already are passed through byte for byte (JPEG and PNG); others become PNG, so that nothing is
     lost to a second compression.
@@ -60,6 +65,8 @@ def prepare(data: bytes, rules: Rules) -> Prepared:
     Raises:
         ValueError: the image is damaged or cannot be fitted; the message says why.
     """
+    if not isinstance(data, bytes):
+        return _prepare_pixels(data, rules)
     header = read_header(data)
     if header.mode.startswith(("I", "F")):
         raise ValueError(f"{header.mode} pixels of more than 8 bits cannot be stored: convert it to 8 bits first")
@@ -72,11 +79,19 @@ def prepare(data: bytes, rules: Rules) -> Prepared:
         else:
             decode(data, header)
         return Prepared(data, _STORED[header.format], width, height, mode, passed_through=True)
-    image = _fit(_convert(decode(data, header), rules.mode), rules, header)
+    return _prepared(decode(data, header), rules)
+
+
+def _prepare_pixels(pixels: NDArray[np.uint8], rules: Rules) -> Prepared:
+    return _prepared(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), rules)
+
+
+def _prepared(image: Image.Image, rules: Rules) -> Prepared:
+    image = _fit(_convert(image, rules.mode), rules)
     file = io.BytesIO()
-    if mode in MODES:  # else the caller refuses the mode, and wants to know of all of them first
+    if image.mode in MODES:  # else the caller refuses the mode, and wants to know of all of them first
         image.save(file, "PNG")
-    return Prepared(file.getvalue(), "png", width, height, mode, passed_through=False)
+    return Prepared(file.getvalue(), "png", image.width, image.height, image.mode, passed_through=False)
 
 
 def _convert(image: Image.Image, mode: Mode | None) -> Image.Image:
@@ -89,13 +104,13 @@ def _convert(image: Image.Image, mode: Mode | None) -> Image.Image:
     return image.convert(mode)
 
 
-def _fit(image: Image.Image, rules: Rules, header: ImageHeader) -> Image.Image:
+def _fit(image: Image.Image, rules: Rules) -> Image.Image:
     size = rules.size
     if size is None or image.size == (size, size):
         return image
     edge = min(image.size) if rules.resize != "none" else size
     if min(image.size) < edge:
-        raise ValueError(f"{header.width}x{header.height} is smaller than {size}x{size}; resize none cannot enlarge")
+        raise ValueError(f"{image.width}x{image.height} is smaller than {size}x{size}; resize none cannot enlarge")
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
     image = image.crop((left, top, left + edge, top + edge))
     return image if rules.resize == "none" else image.resize((size, size), _FILTERS[rules.resize])

@@ -1,23 +1,29 @@
-"""Where images come from: a folder, an archive, or the word `digits`; and which class each belongs to.
+"""Where images come from, and which class each belongs to.
 
-The layout is ``class/name.jpg``, possibly below a common top folder or below splits (``train/class/name.jpg``);
-images that lie in no class folder make up one class.
+Folders and archives hold images as ``class/name.jpg``, possibly below a common top folder or below splits
+(``train/class/name.jpg``); images that lie in no class folder make up one class. They may also hold NumPy arrays,
+CIFAR's or MNIST's files, Parquet files or WebDataset shards, which are told by their names.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
-from bessemer.data.archives import Files, FolderFiles, open_archive
+from bessemer.data import arrays, classics
+from bessemer.data.archives import Files, FolderFiles, open_archive, open_tars
+from bessemer.data.arrays import ArrayFiles, Labelled
+from bessemer.data.labels import class_order, match_labels, parse_labels
+from bessemer.data.parquet import open_parquet
 from bessemer.errors import DataError, MachineError
 
 __all__ = ["ENDINGS", "SPLITS", "Entry", "Source", "open_source"]
@@ -42,13 +48,17 @@ class Entry:
 
 @dataclass
 class Source:
-    """Images with classes. `read` may be called from several threads."""
+    """Images with classes. `files.read` may be called from several threads."""
 
     name: str
     """As it was given."""
     files: Files
     entries: list[Entry]
     """Sorted."""
+    classes: list[str]
+    """In the order of their labels."""
+    labels: str
+    """Where the classes come from: `folders`, `none`, `source` for what holds them beside the images, or a file."""
     split: str | None = None
     """Split that was taken."""
     splits: list[str] = field(default_factory=list)
@@ -56,68 +66,212 @@ class Source:
     ignored: dict[str, int] = field(default_factory=dict)
     """Files that are no images, by ending."""
 
-    def read(self, entry: Entry) -> bytes:
-        """The image file; ValueError when it is damaged."""
-        return self.files.read(entry.path)
+
+@dataclass
+class _Found:
+    """What a source holds, before splits and classes are told apart."""
+
+    files: Files
+    labels: dict[PurePosixPath, str] | None = None
+    """Class of each image, where the source says it by other means than folders."""
+    order: list[str] | None = None
+    """All classes in the order of their labels, where the source says it."""
 
 
 @contextmanager
-def open_source(source: str | Path, *, spool_folder: Path, split: str | None = None) -> Iterator[Source]:
+def open_source(
+    source: str | Path, *, spool_folder: Path, split: str | None = None, labels: str | Path | None = None
+) -> Iterator[Source]:
     """List the images of a source and keep it open for reading.
 
     Args:
-        source: a folder, an archive (tar, also compressed with gzip, xz, zstd or bzip2; zip), or the word `digits`:
-            scikit-learn's 1797 handwritten digits of 8x8 grey pixels.
-        spool_folder: where a compressed tar is decompressed to; freed at the end.
+        source: a folder; an archive (tar, also compressed with gzip, xz, zstd or bzip2; zip); an npy, npz or Parquet
+            file; or the word `digits`: scikit-learn's 1797 handwritten digits of 8x8 grey pixels.
+        spool_folder: where what gives no random access is copied to, such as compressed tars.
         split: which split to take where the source has splits; `all` takes all of them. By default the training
             split.
+        labels: `folders`, `none`, or a json or csv file, see :func:`bessemer.data.labels.parse_labels`. By default
+            what the source has: a ``dataset.json``, labels beside the images, or folders.
 
     Raises:
         DataError: no such source, an unknown type, a damaged archive, no images, or no such split.
     """
-    files = _open_files(source, spool_folder)
+    found = _open(source, spool_folder)
     try:
-        yield _arrange(str(source), files, split)
+        yield _arrange(str(source), found, split, None if labels is None else str(labels))
     finally:
-        files.close()
+        found.files.close()
 
 
-def _open_files(source: str | Path, spool_folder: Path) -> Files:
-    if str(source) == "digits":
-        return _Digits()
+def _open(source: str | Path, spool_folder: Path) -> _Found:
+    name = str(source)
+    if name == "digits":
+        return _spooled(spool_folder, "digits", [_digits()], name)
     path = Path(source)
     if path.is_dir():
-        return FolderFiles(path)
+        return _recognise(name, FolderFiles.below(path), spool_folder)
     if not path.exists():
         raise DataError(
-            f"{source} does not exist; a source is an image folder, an archive, or the word digits (built in)"
+            f"{source} does not exist; a source is a folder or archive of images, an npz or Parquet file, or the word "
+            f"digits (built in)"
         )
-    return open_archive(path, spool_folder)
+    inside = PurePosixPath(path.name)
+    if arrays.is_numpy(inside) or inside.suffix.lower() == ".parquet":
+        return _recognise(name, FolderFiles(path.absolute().parent, [inside]), spool_folder)
+    return _recognise(name, open_archive(path, spool_folder), spool_folder)
 
 
-def _arrange(name: str, files: Files, split: str | None) -> Source:
+def _recognise(name: str, files: Files, spool_folder: Path) -> _Found:
+    """Look into files that are no images themselves: arrays, tables, shards."""
+    seen = [path for path in files.paths if not _hidden(path)]
+    if any(path.suffix.lower() in ENDINGS for path in seen):
+        return _Found(files, _labels_of_shards(name, files, seen))
+    classics.refuse_pickles(name, seen)
+    tables = [path for path in seen if path.suffix.lower() == ".parquet"]
+    if tables:
+        spool = _spool_name(spool_folder, name, ".bin")
+        return _Found(*open_parquet(name, files, tables, spool))
+    shards = [path for path in seen if path.suffix.lower() == ".tar"]
+    if shards and isinstance(files, FolderFiles):
+        inner = open_tars([(path.as_posix(), files.folder / path) for path in sorted(shards)])
+        labels = _labels_of_shards(name, inner, inner.paths)
+        return _Found(inner, labels or dict.fromkeys(inner.paths, "all"))
+    for is_kind, read in ((classics.is_idx, classics.idx), (classics.is_cifar, classics.cifar)):
+        if any(map(is_kind, seen)):
+            return _spooled(spool_folder, name, read(files), files.part(seen).stamp())
+    numpy_files = sorted(filter(arrays.is_numpy, seen))
+    if numpy_files:
+        return _spooled(spool_folder, name, _numpy(name, files, numpy_files), files.part(seen).stamp())
+    return _Found(files)
+
+
+def _spooled(spool_folder: Path, name: str, found: Any, stamp: str) -> _Found:
+    files, labels = ArrayFiles.spool(found, _spool_name(spool_folder, name, ".raw"), stamp)
+    return _Found(files, labels)
+
+
+def _spool_name(spool_folder: Path, name: str, ending: str) -> Path:
+    return spool_folder / f"spool-{hashlib.sha256(name.encode()).hexdigest()[:16]}{ending}"
+
+
+def _numpy(name: str, files: Files, paths: list[PurePosixPath]) -> Iterator[Labelled]:
+    label_files = [path for path in paths if path.suffix.lower() == ".npy" and path.stem.lower() in arrays.LABELS]
+    image_files = [path for path in paths if path not in label_files]
+    if label_files and len(image_files) != 1:
+        raise DataError(
+            f"{name} has the labels {label_files[0]} and {len(image_files)} files of images; put both into one npz: "
+            f"numpy.savez(file, images=..., labels=...)"
+        )
+    for path in image_files:
+        with ExitStack() as opened:
+            stream = opened.enter_context(_stream(files, path))
+            beside = opened.enter_context(_stream(files, label_files[0])) if label_files else None
+            for array in arrays.numpy_arrays(str(path), stream, beside):
+                if len(image_files) > 1:
+                    array.split = f"{array.split}/{path.stem}" if array.split else path.stem
+                yield array
+
+
+def _stream(files: Files, path: PurePosixPath) -> IO[bytes]:
+    try:
+        if isinstance(files, FolderFiles):
+            return (files.folder / path).open("rb")
+        data = files.read(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    assert isinstance(data, bytes)
+    return io.BytesIO(data)
+
+
+def _labels_of_shards(name: str, files: Files, seen: list[PurePosixPath]) -> dict[PurePosixPath, str] | None:
+    """Labels of a WebDataset, where a sample's label is the file ``<key>.cls`` beside its image."""
+    labels = {_key(path): path for path in seen if path.suffix.lower() == ".cls"}
+    if not labels:
+        return None
+    found = {}
+    for path in seen:
+        if path.suffix.lower() not in ENDINGS:
+            continue
+        key = _key(path)
+        if key not in labels:
+            raise DataError(f"{name}: {path} has no label beside it ({key}.cls), as other images have; add it")
+        try:
+            text = bytes(files.read(labels[key])).decode("ascii").strip()
+            found[path] = str(int(text))
+        except ValueError as error:
+            raise DataError(f"{name}: the label {labels[key]} is no integer ({error}); correct it") from None
+    return found
+
+
+def _key(path: PurePosixPath) -> PurePosixPath:
+    """What the members of a sample have in common: all before the first dot of the name, as webdataset has it."""
+    return path.with_name(path.name[: path.name.index(".", 1)])
+
+
+def _hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+def _arrange(name: str, found: _Found, split: str | None, labels: str | None) -> Source:
+    files = found.files
     ignored: Counter[str] = Counter()
     images: list[PurePosixPath] = []
     for path in files.paths:
-        if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
+        if _hidden(path):
             ignored["hidden"] += 1
         elif path.suffix.lower() in ENDINGS:
             images.append(path)
-        else:
+        elif found.labels is None or path.suffix.lower() != ".cls":
             ignored[path.suffix.lower() or "no ending"] += 1
     if files.links:
         ignored["links"] += files.links
     if not images:
-        found = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(5)) or "nothing"
+        listed = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(5)) or "nothing"
         raise DataError(
-            f"{name} holds no images: files ending in {', '.join(sorted(ENDINGS))} were looked for, {found} found; put "
-            f"images in as class/name.jpg, or flat for a data set without classes"
+            f"{name} holds no images: files ending in {', '.join(sorted(ENDINGS))} were looked for, {listed} found; "
+            f"put images in as class/name.jpg, or flat for a data set without classes"
         )
-    relative = {path: path.parts for path in images}
-    relative, taken, splits = _take_split(name, relative, split)
-    source = Source(name, files, _classify(name, relative), taken, splits, dict(sorted(ignored.items())))
-    source.entries.sort()
-    return source
+    relative, taken, splits = _take_split(name, {path: path.parts for path in images}, split)
+    known, order, origin = _labels(found, list(relative), labels)
+    entries = _classify(name, relative, known)
+    present = {entry.class_name for entry in entries}
+    classes = [one for one in order if one in present] if order else class_order(present)
+    return Source(name, files, sorted(entries), classes, origin, taken, splits, dict(sorted(ignored.items())))
+
+
+def _labels(
+    found: _Found, images: list[PurePosixPath], wanted: str | None
+) -> tuple[dict[PurePosixPath, str] | None, list[str] | None, str]:
+    """Class of each image, the order of the classes, and where both come from."""
+    if wanted == "none":
+        return dict.fromkeys(images, "all"), None, "none"
+    if wanted == "folders":
+        return None, None, "folders"
+    if wanted is not None:
+        path = Path(wanted)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"--labels {wanted}: cannot be read: {error.strerror}; name a json or csv file, folders, or none"
+            ) from None
+        parsed = parse_labels(wanted, data)
+        inner = PurePosixPath()
+    elif found.labels is not None:
+        return found.labels, found.order, "source"
+    else:
+        beside = [path for path in found.files.paths if path.name == "dataset.json" and not _hidden(path)]
+        if len(beside) != 1:
+            return None, None, "folders"
+        try:
+            data = bytes(found.files.read(beside[0]))
+        except ValueError as error:
+            raise DataError(f"{beside[0]}: {error}") from None
+        wanted, inner = str(beside[0]), beside[0].parent
+        parsed = parse_labels(wanted, data)
+    if parsed is None:
+        return dict.fromkeys(images, "all"), None, "none"
+    return match_labels(wanted, parsed, inner, images), None, PurePosixPath(wanted).name
 
 
 Parts = dict[PurePosixPath, tuple[str, ...]]
@@ -152,46 +306,37 @@ def _take_split(name: str, relative: Parts, split: str | None) -> tuple[Parts, s
     return {path: parts[1:] for path, parts in relative.items() if parts[0] == split}, split, tops
 
 
-def _classify(name: str, relative: Parts) -> list[Entry]:
+def _classify(name: str, relative: Parts, labels: dict[PurePosixPath, str] | None) -> list[Entry]:
     for path in relative:
         if not str(path).isprintable():  # also what is no UTF-8
             raise DataError(f"{name}: the file name {str(path)!r} has characters that cannot be shown; rename the file")
+    if labels is not None:
+        return [Entry(labels[path], "/".join(parts), path) for path, parts in relative.items()]
     flat = [path for path, parts in relative.items() if len(parts) == 1]
     if flat and len(flat) < len(relative):
         folders = sorted({parts[0] for parts in relative.values() if len(parts) > 1})
         raise DataError(
             f"{name} has {len(flat)} images beside its class folders ({_some([str(path) for path in sorted(flat)])}; "
-            f"folders {_some(folders)}); move them into class folders, or all images into one"
+            f"folders {_some(folders)}); move them into class folders, or all images into one, "
+            f"or give their labels in a file: --labels"
         )
     if flat:
         return [Entry("all", parts[0], path) for path, parts in relative.items()]
     return [Entry(parts[0], "/".join(parts[1:]), path) for path, parts in relative.items()]
 
 
-class _Digits:
-    """scikit-learn's digits as PNG files in memory: ``3/0013.png``."""
-
-    def __init__(self) -> None:
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError:
-            raise MachineError(
-                "the data set digits comes with scikit-learn, which is not installed: pip install 'bessemer[digits]'"
-            ) from None
-        digits: Any = load_digits()
-        # 0..16 are the counts of set pixels in 4x4 blocks of the scan.
-        self._images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-        self._rows = {PurePosixPath(f"{label}/{row:04d}.png"): row for row, label in enumerate(digits.target.tolist())}
-        self.paths = list(self._rows)
-        self.links = 0
-
-    def read(self, path: PurePosixPath) -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(self._images[self._rows[path]]).save(file, "PNG")
-        return file.getvalue()
-
-    def close(self) -> None:
-        pass
+def _digits() -> Labelled:
+    """scikit-learn's digits."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise MachineError(
+            "the data set digits comes with scikit-learn, which is not installed: pip install 'bessemer[digits]'"
+        ) from None
+    digits: Any = load_digits()
+    # 0..16 are the counts of set pixels in 4x4 blocks of the scan.
+    images: NDArray[np.uint8] = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return Labelled(None, iter([images[..., None]]), [str(label) for label in digits.target.tolist()])
 
 
 def _some(items: list[str], most: int = 5) -> str:

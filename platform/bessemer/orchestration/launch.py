@@ -20,7 +20,7 @@ from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.tracking.journal import read_journal
 
-__all__ = ["Stopped", "launch"]
+__all__ = ["Stopped", "launch", "ray_session"]
 
 
 class Stopped(Exception):  # noqa: N818  # nothing went wrong
@@ -28,9 +28,8 @@ class Stopped(Exception):  # noqa: N818  # nothing went wrong
 
 
 @contextmanager
-def _ray(job: JobSpec) -> Iterator[None]:
-    """A Ray of our own on loopback, or the cluster that the job names."""
-    address = job.resources.address
+def ray_session(address: str | None, cpus: float) -> Iterator[None]:
+    """A Ray of our own on loopback with so many cores, or the cluster at `address`."""
     # Ray chooses an authentication mode by itself when it is unset, and then processes disagree.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     own_token = address is None and os.environ["RAY_AUTH_MODE"] == "token"
@@ -50,7 +49,7 @@ def _ray(job: JobSpec) -> Iterator[None]:
             temporary = tempfile.mkdtemp(prefix="bsm-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)  # noqa: S108
             ray.init(
                 address="local",
-                num_cpus=max(1, round(job.cpus + 0.499)),
+                num_cpus=max(1, round(cpus + 0.499)),
                 include_dashboard=False,
                 _temp_dir=temporary,
                 object_store_memory=128 << 20,
@@ -105,7 +104,7 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
         try:
             with (
                 follow(run) if follow else nullcontext(),
-                _ray(job),
+                ray_session(job.resources.address, job.cpus),
                 _sigterm_stops(run),
                 evaluator_beside(run, job),
             ):

@@ -1,0 +1,41 @@
+"""Packing on Ray gives what packing in one process gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bessemer.data.dataset import ShardedDataset
+from bessemer.data.pack import pack
+from bessemer.errors import DataError, MachineError
+from bessemer.orchestration.packing import ray_runner
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+
+def test_a_local_ray_makes_the_same_bytes_and_tells_the_same_faults(tmp_path: Path) -> None:
+    source = tmp_path / "images"
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        path = source / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    pack(source, tmp_path / "alone", shard_bytes=20 << 10)
+    with ray_runner("local", workers=2) as runner:
+        manifest = pack(source, tmp_path / "ray", shard_bytes=20 << 10, runner=runner)
+        (source / "class1" / "bad.png").write_text("x")
+        with pytest.raises(DataError, match=r"1 of 41 images cannot be used:\n    class1/bad\.png: not an image"):
+            pack(source, tmp_path / "bad", shard_bytes=20 << 10, runner=runner)
+    assert len(manifest.shards) > 3
+    for name in manifest.files:
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert len(ShardedDataset.open(tmp_path / "ray", verify="sha256")) == 40
+
+
+def test_an_address_where_nothing_answers(tmp_path: Path) -> None:
+    with (
+        pytest.raises(MachineError, match=r"--ray 127\.0\.0\.1:9: no Ray cluster answers there"),
+        ray_runner("127.0.0.1:9", workers=1),
+    ):
+        pass
