@@ -22,9 +22,9 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(app, ["pack", *map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+def invoke(*arguments: object, verb: str = "pack", code: int = 0) -> str:
+    result = CliRunner().invoke(app, [verb, *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == code, result.output
     return result.stdout
 
 
@@ -81,3 +81,24 @@ def test_mistakes_name_the_option_that_fixes_them(images: Path, tmp_path: Path) 
 def test_the_command_is_a_plain_function_too(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack(str(images), tmp_path / "set", size=8, mode="RGB")
     assert "4 images, 8x8 RGB" in capsys.readouterr().out
+
+
+def test_index_verify_and_info(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    invoke(images, folder, "--size", 8, "--mode", "RGB")
+    assert invoke(folder, "--deep", verb="verify").startswith("ok: 4 samples in 1 shards, hash ")
+    assert json.loads(invoke(folder, "--json", verb="verify")) == []
+    found = json.loads(invoke(folder, "--json", "--all", "--grid", tmp_path / "grid.png", verb="info"))
+    assert (found["samples"], found["classes"], found["superfluous"]) == (4, {"cat": 2, "dog": 2}, 2)
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (32, 32)
+    text = invoke(folder, verb="info")
+    assert "samples  4 images, 8x8 RGB as png" in text
+    assert "cat         2  50.0%" in text
+    (folder / "manifest.json").unlink()
+    summary = json.loads(invoke(folder, "--workers", 1, "--json", verb="index"))
+    assert summary["classes"] == {"0": 2, "1": 2}
+    shard = folder / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert "shard-000000.tar: its content differs" in invoke(folder, verb="verify", code=1)
+    assert json.loads(invoke(folder, "--json", verb="verify", code=1))[0]["file"] == "shard-000000.tar"

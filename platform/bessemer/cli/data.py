@@ -1,4 +1,4 @@
-"""`bessemer data`: make data sets."""
+"""`bessemer data`: make data sets, check them, look at them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bessemer.cli.output import echo_json, human_bytes, progress
+from bessemer.cli.output import echo_json, human_bytes, progress, table
 
 if TYPE_CHECKING:
     from bessemer.data.manifest import Manifest
     from bessemer.data.pack import Runner
 
-__all__ = ["app", "pack"]
+__all__ = ["app", "index", "info", "pack", "verify"]
 
-app = typer.Typer(help="Make the data sets that jobs read.", no_args_is_help=True)
+_CLASSES = 20
+"""Most rows in the table of classes."""
+
+app = typer.Typer(help="Make, check and describe the data sets that jobs read.", no_args_is_help=True)
 
 
 @app.callback()
 def _data() -> None:
-    """Make the data sets that jobs read."""
+    """Make, check and describe the data sets that jobs read."""
 
 
 @app.command()
@@ -128,6 +131,118 @@ def pack(
         echo_json(_summary(manifest, destination, seconds))
     else:
         _print_summary(manifest, destination, seconds)
+
+
+@app.command()
+def index(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory with shards, *.tar.")],
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-j", min=1, help="Processes.", show_default="the number of cores")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Make a data set of WebDataset shards that others wrote: write index.npy and manifest.json beside them.
+
+    Every header's checksum is checked, every member accounted for, every image decoded. The images must be JPEG or PNG,
+    square, of one size and colour mode; shards with others are packed anew: bessemer data pack DIR DST.
+    """
+    from bessemer.data.foreign import index_shards
+
+    start = time.monotonic()
+    with progress("indexing") as advance:
+        manifest = index_shards(
+            directory, workers=workers or len(os.sched_getaffinity(0)), overwrite=overwrite, progress=advance
+        )
+    seconds = time.monotonic() - start
+    if as_json:
+        echo_json(_summary(manifest, directory, seconds))
+    else:
+        _print_summary(manifest, directory, seconds)
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A data set.")],
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep", help="Also check the headers of the shards, and crc32, label and image of every sample."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prove that a data set is as it was packed: sizes and sha256 of all files; exit with 1 if something is damaged."""
+    from dataclasses import asdict
+
+    from bessemer.data.manifest import Manifest
+    from bessemer.data.verify import verify as find_faults
+
+    with progress("verifying") as advance:
+        faults = find_faults(directory, deep=deep, progress=advance)
+    if as_json:
+        echo_json([asdict(fault) for fault in faults])
+    else:
+        for fault in faults:
+            typer.echo(f"{fault.file}: {fault.problem}")
+        if not faults:
+            manifest = Manifest.load(directory)
+            typer.echo(f"ok: {manifest.samples} samples in {len(manifest.shards)} shards, hash {manifest.hash}")
+    if faults:
+        if not as_json:
+            typer.echo("Copy these files again from where they were packed, or pack the data set anew.", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A data set.")],
+    grid: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a picture of samples, a row per class, as PNG.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Decode at most IMAGES images for pixel statistics.")] = 10_000,
+    every: Annotated[bool, typer.Option("--all", help="Decode all images.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Describe a data set: class balance, sizes, pixel statistics, duplicates, and what of it ruins runs."""
+    from dataclasses import asdict
+
+    from bessemer.data.examine import examine, sample_images
+
+    with progress("examining") as advance:
+        found = examine(directory, None if every else images, advance)
+    if grid is not None:
+        from bessemer.evaluation.grid import save_png, tile
+
+        rows = min(10, max(4, len(found.classes)))
+        save_png(grid, tile(sample_images(directory, rows, rows), rows))
+    if as_json:
+        echo_json({**asdict(found), "superfluous": found.superfluous, "grid": grid})
+        return
+    colour = "RGB" if found.channels == 3 else "grey"
+    smallest, median, largest = map(human_bytes, found.image_bytes)
+    lines = {
+        "samples": f"{found.samples} images, {found.resolution}x{found.resolution} {colour} as {found.encoding}",
+        "shards": f"{found.shards}, {human_bytes(found.bytes)}; images of {smallest} to {largest}, median {median}",
+        "pixels": f"mean {_numbers(found.mean)}, std {_numbers(found.std)} (0 to 1, of {found.examined} images)",
+        "copies": f"{found.superfluous} images are exact copies of others",
+    }
+    for name, value in lines.items():
+        typer.echo(f"{name:8} {value}")
+    typer.echo()
+    ordered = sorted(found.classes.items(), key=lambda item: -item[1])
+    shown = ordered if len(ordered) <= _CLASSES else [*ordered[: _CLASSES // 2], *ordered[-_CLASSES // 2 :]]
+    table(("CLASS", "IMAGES", "SHARE"), [(name, count, f"{count / found.samples:.1%}") for name, count in shown])
+    if len(shown) < len(ordered):
+        typer.echo(f"({len(ordered) - len(shown)} classes between the largest and the smallest are left out; --json)")
+    for warning in found.warnings:
+        typer.secho(f"warning: {warning}.", err=True, fg="yellow")
+    if grid is not None:
+        typer.echo(f"grid     {grid}")
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
 
 
 def _runner(address: str | None, workers: int) -> AbstractContextManager[Runner | None]:
