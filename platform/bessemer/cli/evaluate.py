@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bessemer.cli.locate import RunArgument, run_directory, snapshot_directory
-from bessemer.evaluation.names import METRICS
+from bessemer.evaluation.names import LIKELIHOODS, METRICS
 
 __all__ = ["evaluate"]
 
@@ -17,7 +17,9 @@ def evaluate(
     metrics: Annotated[
         list[str] | None,
         typer.Option(
-            "--metrics", "-m", help=f"One of {', '.join(METRICS)}; may be repeated. Default: those of the job."
+            "--metrics",
+            "-m",
+            help=f"One of {', '.join((*METRICS, *LIKELIHOODS))}; may be repeated. Default: those of the job.",
         ),
     ] = None,
     samples: Annotated[
@@ -39,14 +41,15 @@ def evaluate(
     that end in _efflite0 work offline; fid and kid_inception need the Inception weights on this machine.
     """
     from bessemer.cli.output import echo_json, table
-    from bessemer.evaluation.names import parse_metric
+    from bessemer.evaluation.names import parse_metric, split_metrics
     from bessemer.orchestration.run_directory import RunDirectory
 
     directory = RunDirectory.open(run_directory(run))
     job = directory.job()
     names = [name for given in metrics or () for name in given.split(",")] or list(job.evaluation.metrics)
     names = list(dict.fromkeys(names)) or ["kid_efflite0", "fd_efflite0"]
-    for name in names:
+    compared, likelihoods = split_metrics(names)
+    for name in compared:
         parse_metric(name)
     place = snapshot_directory(directory.path, snapshot)
 
@@ -54,17 +57,31 @@ def evaluate(
 
     from bessemer.cli.output import progress
     from bessemer.data.dataset import ShardedDataset
-    from bessemer.evaluation.evaluate import evaluate_system
+    from bessemer.evaluation.evaluate import EvaluationRecord, evaluate_system
+    from bessemer.evaluation.likelihood import LikelihoodRecord, evaluate_likelihood
     from bessemer.systems.snapshot import load_snapshot
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     system, info = load_snapshot(place, device)
-    with ShardedDataset.open(data or job.data.path) as dataset, progress(place.name) as advance:
-        records = evaluate_system(
+    records: list[LikelihoodRecord | EvaluationRecord] = []
+    with ShardedDataset.open(data or job.evaluation.held_out or job.data.path) as dataset, progress(place.name) as go:
+        records += evaluate_likelihood(  # first: sampling renews BatchNorm statistics
             system,
             info,
             dataset,
-            names,
+            likelihoods,
+            samples=samples or job.evaluation.samples,
+            importance_samples=job.evaluation.importance_samples,
+            seed=job.seed,
+            device=device,
+            progress=lambda _, done, total: go(done, total),
+        )
+    with ShardedDataset.open(data or job.data.path) as dataset, progress(place.name) as advance:
+        records += evaluate_system(
+            system,
+            info,
+            dataset,
+            compared,
             samples=samples or job.evaluation.samples,
             batch_size=job.evaluation.batch_size,
             seed=job.seed,
@@ -80,7 +97,15 @@ def evaluate(
     table(
         ("metric", "value", "standard error", "samples", "real images", "kimg", "seconds"),
         [
-            (r.metric, r.value, r.standard_error, r.samples, r.reference_samples, info.nimg / 1000, round(r.seconds, 1))
+            (
+                r.metric,
+                r.value,
+                r.standard_error,
+                r.samples,
+                r.samples if isinstance(r, LikelihoodRecord) else r.reference_samples,
+                info.nimg / 1000,
+                round(r.seconds, 1),
+            )
             for r in records
         ],
     )

@@ -63,8 +63,8 @@ def show(
 def _describe(system: System, preset: str) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from bessemer.evaluation.names import METRICS
-    from bessemer.systems.contract import Clock
+    from bessemer.evaluation.names import LIKELIHOODS, METRICS
+    from bessemer.systems.contract import Clock, LikelihoodSystem
 
     networks = {
         name: {
@@ -94,7 +94,7 @@ def _describe(system: System, preset: str) -> dict[str, Any]:
         "sampled_networks": list(system.sampled_networks),
         "updates": updates,
         "optimizers": {name: asdict(defaults) for name, defaults in system.optimizers().items()},
-        "metrics": list(METRICS),
+        "metrics": [*METRICS, *(LIKELIHOODS if isinstance(system, LikelihoodSystem) else ())],
     }
 
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
 from bessemer.errors import EvaluationError
 
-__all__ = ["EXTRACTORS", "METRICS", "ExtractorName", "Metric", "MetricKind", "parse_metric"]
+__all__ = [
+    "EXTRACTORS",
+    "LIKELIHOODS",
+    "METRICS",
+    "ExtractorName",
+    "Metric",
+    "MetricKind",
+    "parse_metric",
+    "split_metrics",
+]
 
 MetricKind = Literal["frechet", "kernel"]
 ExtractorName = Literal["efflite0", "inception"]
@@ -36,6 +46,11 @@ METRICS: Final[dict[str, Metric]] = {
 }
 """Every metric; lower is better for all of them."""
 
+LIKELIHOODS: Final[dict[str, str]] = {
+    "bits_per_dim": "negative log-likelihood of real images or a bound of it, in bits per colour value",
+}
+"""Metrics that compare no images and need no extractor, for systems with a likelihood; lower is better."""
+
 # Names that people bring from elsewhere, which here would hide the extractor or misuse `fid`.
 _HABITS: Final[dict[str, str]] = {
     "fd": "fd_efflite0",
@@ -63,3 +78,9 @@ def parse_metric(name: str) -> Metric:
         f"metric {name!r}: there is no such metric.{hint} A metric's name holds its feature extractor, and `fid` is "
         f"Inception 2015-12-05 alone. Known: {', '.join(METRICS)}."
     )
+
+
+def split_metrics(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Those of `names` that compare images on an extractor's features, and the likelihoods; both in their order."""
+    names = list(names)
+    return [n for n in names if n not in LIKELIHOODS], [n for n in names if n in LIKELIHOODS]

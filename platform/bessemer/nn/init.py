@@ -8,20 +8,22 @@ import torch
 from torch import Generator, nn
 
 from bessemer.nn.attention import SelfAttention
+from bessemer.nn.convolutions import WNConv2d
 from bessemer.nn.norm import AffineBatchNorm, BatchNorm
 from bessemer.nn.spectral import SpectralNorm
 
 __all__ = ["WeightInit", "init_weights"]
 
-WeightInit = Literal["orthogonal", "normal", "xavier"]
+WeightInit = Literal["orthogonal", "normal", "xavier", "uniform"]
 
 
 @torch.no_grad()
 def init_weights(module: nn.Module, generator: Generator, weights: WeightInit) -> None:
     """Set every parameter and buffer of the layers of this package below `module`, in place.
 
-    Weights of convolutions, linear layers and embeddings follow `weights`: orthogonal, N(0, 0.02²) or Xavier uniform.
-    Their biases are uniform in ±1/√fan_in, PyTorch's default. u of spectral norm is N(0, 1), not normalised.
+    Weights of convolutions, linear layers and embeddings follow `weights`: orthogonal, N(0, 0.02²), Xavier uniform, or
+    uniform in ±1/√fan_in. Their biases are uniform in ±1/√fan_in, PyTorch's default. Gains of weight normalisation are
+    the lengths of the drawn weights. u of spectral norm is N(0, 1), not normalised.
 
     Args:
         generator: on the device of the module.
@@ -32,12 +34,16 @@ def init_weights(module: nn.Module, generator: Generator, weights: WeightInit) -
                 nn.init.orthogonal_(layer.weight, generator=generator)
             elif weights == "normal":
                 nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
-            else:
+            elif weights == "xavier":
                 nn.init.xavier_uniform_(layer.weight, generator=generator)
+            bound = layer.weight[0].numel() ** -0.5
+            if weights == "uniform":
+                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             bias = getattr(layer, "bias", None)
             if bias is not None:
-                bound = layer.weight[0].numel() ** -0.5
                 nn.init.uniform_(bias, -bound, bound, generator=generator)
+        if isinstance(layer, WNConv2d):
+            layer.reset_gain()
         if isinstance(layer, SpectralNorm):
             layer.u.normal_(generator=generator)
         elif isinstance(layer, BatchNorm):

@@ -7,7 +7,9 @@ towards the mean over all slices of all workers, so that they do not depend on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,16 @@ from torch import Tensor, nn
 from bessemer.nn.across_workers import gather_rows
 from bessemer.nn.update_state import UpdateStateLayer
 
-__all__ = ["AffineBatchNorm", "BatchNorm", "ConditionalBatchNorm", "renew_statistics", "share_statistics"]
+__all__ = [
+    "AffineBatchNorm",
+    "BatchNorm",
+    "ConditionalBatchNorm",
+    "renew_statistics",
+    "share_statistics",
+    "statistics_not_counted",
+]
+
+_counts: ContextVar[bool] = ContextVar("batch statistics are counted", default=True)
 
 
 class BatchNorm(UpdateStateLayer):
@@ -100,6 +111,8 @@ class BatchNorm(UpdateStateLayer):
 
     def _counted(self, out: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """Add one slice's statistics to the sums; returns `out`."""
+        if not _counts.get():
+            return out
         with torch.no_grad():
             self.sum_mean += mean
             self.sum_var += var
@@ -148,6 +161,19 @@ class ConditionalBatchNorm(BatchNorm):
         """[N, C, H, W] and the condition, [N, features] or [N] -> the shape of x."""
         gain, bias = 1 + self.gain(condition), self.bias(condition)
         return self._normalise(x, gain[:, :, None, None], bias[:, :, None, None])
+
+
+@contextmanager
+def statistics_not_counted() -> Iterator[None]:
+    """Forward passes inside normalise as ever, but leave the running statistics alone.
+
+    For passes that repeat an earlier one, as activation checkpointing does in the backward pass.
+    """
+    token = _counts.set(False)
+    try:
+        yield
+    finally:
+        _counts.reset(token)
 
 
 def share_statistics(networks: Iterable[nn.Module], rank: int, size: int) -> None:

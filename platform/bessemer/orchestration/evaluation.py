@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from bessemer.data.dataset import ShardedDataset
-from bessemer.errors import BessemerError
+from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
 from bessemer.evaluation.grid import sample_grid, save_png
+from bessemer.evaluation.likelihood import evaluate_likelihood
+from bessemer.evaluation.names import split_metrics
 from bessemer.evaluation.sampling import recompute_batch_norm
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.orchestration.verdict import Verdict, verdict_on
@@ -26,7 +29,7 @@ from bessemer.training.distributed import Workers
 from bessemer.training.guards import RollBack
 from bessemer.training.saving import reason
 
-__all__ = ["EvaluationBeside", "EvaluationInTraining", "Judge", "WriteRecord"]
+__all__ = ["EvaluationBeside", "EvaluationInTraining", "Judge", "WriteRecord", "held_out_images"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +37,26 @@ WriteRecord = Callable[..., None]
 """``write(kind, nimg, **fields)`` of the run's journal."""
 
 _ROLLBACK_FIX = "Lower training.optimizers.*.lr, or raise evaluation.rollback_at."
+
+
+@contextmanager
+def held_out_images(job: JobSpec, dataset: ShardedDataset) -> Iterator[ShardedDataset]:
+    """The images whose likelihood is taken: the job's own set of them, or `dataset`.
+
+    Raises:
+        SpecError: they have another shape than those of `dataset`.
+    """
+    path = job.evaluation.held_out
+    if path is None:
+        yield dataset
+        return
+    with ShardedDataset.open(path) as held_out:
+        if held_out.shape != dataset.shape:
+            raise SpecError(
+                f"evaluation.held_out: images of {path} are {held_out.shape}, those of data.path {dataset.shape}; pack "
+                "both with the same --size and --mode."
+            )
+        yield held_out
 
 
 class Judge:
@@ -56,11 +79,26 @@ class Judge:
             On the first worker, whether the results were wanted.
         """
         spec, seed = self._job.evaluation, self._job.seed
+        compared, likelihoods = split_metrics(spec.metrics)
+        with held_out_images(self._job, self._dataset) as held_out:
+            bounds = evaluate_likelihood(  # first: sampling renews BatchNorm statistics
+                system,
+                info,
+                held_out,
+                likelihoods,
+                samples=spec.samples,
+                importance_samples=spec.importance_samples,
+                seed=seed,
+                device=self._workers.device,
+                rank=self._workers.rank,
+                world=self._workers.size,
+                gather=self._workers.gather,
+            )
         records = evaluate_system(
             system,
             info,
             self._dataset,
-            spec.metrics,
+            compared,
             samples=spec.samples,
             batch_size=spec.batch_size,
             seed=seed,
@@ -75,8 +113,8 @@ class Judge:
         grid = sample_grid(system, info.class_counts, spec.grid, seed=seed, truncation=spec.truncation)
         if not wanted():
             return False
-        for record in records:
-            self._write("evaluation", info.nimg, **record.as_dict())
+        for fields in [r.as_dict() for r in bounds] + [r.as_dict() for r in records]:
+            self._write("evaluation", info.nimg, **fields)
         name = f"samples/{kimg_name(info.nimg)}.png"
         save_png(self._run.path / name, grid)
         self._write("samples", info.nimg, path=name)

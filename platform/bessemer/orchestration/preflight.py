@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 from bessemer.errors import MachineError, SpecError
 from bessemer.orchestration.run_directory import RunDirectory
@@ -17,8 +18,12 @@ _ANSWER_SECONDS = 5.0
 
 
 def with_absolute_paths(job: JobSpec) -> JobSpec:
-    """The job with its data path made absolute: workers have other working directories."""
-    return job.model_copy(update={"data": job.data.model_copy(update={"path": str(Path(job.data.path).absolute())})})
+    """The job with its data paths made absolute: workers have other working directories."""
+    update: dict[str, Any] = {"data": job.data.model_copy(update={"path": str(Path(job.data.path).absolute())})}
+    if job.evaluation.held_out is not None:
+        held_out = str(Path(job.evaluation.held_out).absolute())
+        update["evaluation"] = job.evaluation.model_copy(update={"held_out": held_out})
+    return job.model_copy(update=update)
 
 
 def preflight(job: JobSpec, runs_root: Path) -> None:
@@ -28,14 +33,15 @@ def preflight(job: JobSpec, runs_root: Path) -> None:
         BessemerError: names the field or file, the value, the rule and the fix.
     """
     from bessemer.evaluation.extractors import get_extractor
-    from bessemer.evaluation.names import parse_metric
+    from bessemer.evaluation.names import parse_metric, split_metrics
     from bessemer.orchestration.planning import check_memory
     from bessemer.orchestration.worker import check_job
     from bessemer.tracking.mlflow_store import check_uri
 
     RunDirectory.check_root(runs_root)
     check_job(job)
-    for extractor in dict.fromkeys(parse_metric(name).extractor for name in job.evaluation.metrics):
+    compared, _ = split_metrics(job.evaluation.metrics)
+    for extractor in dict.fromkeys(parse_metric(name).extractor for name in compared):
         get_extractor(extractor)
     if job.tracking.mlflow:
         check_uri(job.tracking.uri, runs_root)

@@ -20,15 +20,16 @@ from bessemer.data.dataset import ShardedDataset
 from bessemer.data.stream import SliceStream
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.grid import save_png, tile
+from bessemer.evaluation.names import split_metrics
 from bessemer.orchestration.backlog import Backlog
-from bessemer.orchestration.evaluation import EvaluationBeside, EvaluationInTraining, Judge
+from bessemer.orchestration.evaluation import EvaluationBeside, EvaluationInTraining, Judge, held_out_images
 from bessemer.orchestration.export import ema_profile
 from bessemer.orchestration.logs import log_to_file
 from bessemer.orchestration.preflight import with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import load_job
-from bessemer.systems.contract import Clock, System
+from bessemer.systems.contract import Clock, LikelihoodSystem, System
 from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo
 from bessemer.tracking.journal import read_journal
@@ -63,6 +64,14 @@ def check_job(job: JobSpec) -> System:
                 f"training.batch_size: {job.training.batch_size} is more than the {len(dataset)} images of "
                 f"{job.data.path}; lower it."
             )
+        with held_out_images(job, dataset):
+            pass
+    _, likelihoods = split_metrics(job.evaluation.metrics)
+    if likelihoods and not isinstance(system, LikelihoodSystem):
+        raise SpecError(
+            f"evaluation.metrics: {', '.join(likelihoods)} needs a likelihood, and {system.name} has none; use metrics "
+            "of its samples, such as kid_efflite0."
+        )
     check_training(job.training, system)
     return system
 

@@ -117,6 +117,8 @@ class TrainingSpec(_Section):
     depends on the number of workers."""
     gradient_clipping: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Largest gradient norm of a network; none when unset."""
+    skip_gradient_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Leave out steps whose gradient norm is larger than this, like those that are not finite; none when unset."""
     sanitize_gradients: bool = False
     """Replace NaN by 0 and ±infinity by ±1e5 in averaged gradients, as StyleGAN's loop does, instead of skipping the
     step."""
@@ -191,7 +193,8 @@ class GuardsSpec(_Section):
     """What happens when the numbers of a run go wrong."""
 
     max_skips: Annotated[int, Field(ge=0)] = 3
-    """Updates in a row that are left out as not finite (loss or gradient); the next makes the run go back."""
+    """Updates in a row that are left out, as not finite (loss or gradient) or by `training.skip_gradient_norm`; the
+    next makes the run go back."""
     max_rollbacks: Annotated[int, Field(ge=0)] = 2
     """Times that the run goes back to its last checkpoint, with another random stream, before it stops."""
     rollback_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -227,15 +230,21 @@ class EvaluationSpec(_Section):
     """Metrics during training. A metric's name holds its feature extractor."""
 
     metrics: tuple[str, ...] = ()
-    """Names such as `kid_efflite0`, `fd_efflite0` or `fid`; `bessemer evaluate --help` lists them."""
+    """Names such as `kid_efflite0`, `fd_efflite0`, `fid` or `bits_per_dim`; `bessemer evaluate --help` lists them."""
     every_kimg: PositiveKimg = 50.0
     """Distance between two evaluations; the untrained and the final generator are always evaluated."""
     samples: Annotated[int, Field(ge=2)] = 10_000
-    """Generated images per evaluation; the reference takes as many real ones, or all where there are fewer."""
+    """Generated images per evaluation; the reference takes as many real ones, or all where there are fewer. So do
+    likelihoods."""
     batch_size: Annotated[int, Field(ge=1)] = 50
     """Images per forward pass of the feature extractor."""
     truncation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Truncation of the latents while evaluating; unset for none."""
+    held_out: str | None = None
+    """Packed set of images that are not trained on, whose likelihood `bits_per_dim` takes; those of `data.path` when
+    unset."""
+    importance_samples: Annotated[int, Field(ge=1)] = 1
+    """Draws of the latents per image for `bits_per_dim`; 1 for the ELBO, more for a tighter bound."""
     grid: Annotated[int, Field(ge=1, le=32)] = 8
     """Rows and columns of the sample grid that each evaluation draws."""
     beside: bool = False

@@ -154,6 +154,12 @@ def _rate_rules(job: JobSpec) -> Iterator[str]:
 
 
 def _optimizer_rules(job: JobSpec) -> Iterator[str]:
+    clip, skip = job.training.gradient_clipping, job.training.skip_gradient_norm
+    if clip is not None and skip is not None and skip < clip:
+        yield (
+            f"training.skip_gradient_norm: {skip:g} is less than training.gradient_clipping {clip:g}, so that no step "
+            "would ever be clipped; set it to a larger norm, or remove one of them."
+        )
     for network, optimizer in job.training.optimizers.items():
         for index, beta in enumerate(optimizer.betas or ()):
             if not 0 <= beta < 1:
@@ -167,7 +173,7 @@ def _metric_rules(job: JobSpec) -> Iterator[str]:
     metrics = job.evaluation.metrics
     for metric in metrics:
         kind, _, extractor = metric.partition("_")
-        if metric == "fid":
+        if metric in ("fid", "bits_per_dim"):
             continue
         if kind == "fid":
             yield (
@@ -179,6 +185,7 @@ def _metric_rules(job: JobSpec) -> Iterator[str]:
                 f"evaluation.metrics: {metric!r} does not name its feature extractor; "
                 f"write '<kind>_<extractor>', such as 'kid_efflite0' or 'fd_efflite0', or 'fid'."
             )
+    yield from _likelihood_rules(job)
     for metric in sorted({m for m in metrics if metrics.count(m) > 1}):
         yield f"evaluation.metrics: {metric!r} is listed {metrics.count(metric)} times; list it once."
     evaluation = job.evaluation
@@ -192,6 +199,25 @@ def _metric_rules(job: JobSpec) -> Iterator[str]:
         yield (
             f"evaluation.rollback_at: {evaluation.rollback_at:g} goes back to the best checkpoint by {metrics[0]}, but "
             f"checkpoint.keep_best is {job.checkpoint.keep_best or 'unset'}; set that to {metrics[0]}."
+        )
+
+
+def _likelihood_rules(job: JobSpec) -> Iterator[str]:
+    evaluation = job.evaluation
+    if "bits_per_dim" not in evaluation.metrics:
+        for field, value in (
+            ("held_out", evaluation.held_out),
+            ("importance_samples", None if evaluation.importance_samples == 1 else evaluation.importance_samples),
+        ):
+            if value is not None:
+                yield (
+                    f"evaluation.{field}: {value} has no effect while evaluation.metrics lacks bits_per_dim; "
+                    "add it there, or remove the field."
+                )
+    elif job.ema.batch_norm == "recomputed":
+        yield (
+            "ema.batch_norm: recomputed takes BatchNorm statistics from generated images, and bits_per_dim needs those "
+            "of real ones; set it to copied."
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor, nn
 
-__all__ = ["Batch", "Clock", "Loss", "OptimizerDefaults", "System", "SystemConfig", "Update"]
+__all__ = ["Batch", "Clock", "LikelihoodSystem", "Loss", "OptimizerDefaults", "System", "SystemConfig", "Update"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class Update:
     """Optimizer steps per iteration, each with its own real batch (n_critic)."""
     second_order: bool = False
     """Whether the loss differentiates a gradient (R1, path length, WGAN-GP)."""
+    whole_weights: bool = False
+    """Whether the loss reads weights outside the forward pass of their layer (spectral regularisation)."""
 
 
 class SystemConfig(BaseModel):
@@ -193,3 +195,23 @@ class System(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
+
+
+class LikelihoodSystem(System):
+    """A system that gives the probability of an image, or a lower bound of it."""
+
+    @property
+    @abstractmethod
+    def likelihood_protocol(self) -> str:
+        """What the images are before their probability is taken, such as `8 bits, not dequantised`."""
+
+    @abstractmethod
+    def log_likelihood(self, batch: Batch, generator: Generator, importance_samples: int = 1) -> Tensor:
+        """Log probability of discrete images with the networks as they are, or a lower bound, [N] float64 in nats.
+
+        Args:
+            batch: images.
+            generator: source of latents, on the device of the networks.
+            importance_samples: draws of the latents per image; more make the bound tighter (IWAE, Burda et al. 2016,
+                arXiv:1509.00519, eq. 8). Exact likelihoods ignore it.
+        """

@@ -201,7 +201,7 @@ class NetworkEngine:
 
     @property
     def skipped_steps(self) -> int:
-        """Steps left out because a loss or gradient was not finite."""
+        """Steps left out because a loss or gradient was not finite, or a gradient too long."""
         return self.gradients.skipped
 
     @property

@@ -51,15 +51,17 @@ class Gradients:
 
     Attributes:
         norm: length of the last gradient before clipping, float32 on the device; ``None`` after a skipped step.
-        skipped: steps left out so far because a gradient was not finite.
+        skipped: steps left out so far because a gradient was not finite, or too long.
+        too_long: whether the last gradient was finite and longer than `training.skip_gradient_norm`.
         scale: loss scale of fp16; ``None`` in other precisions.
     """
 
     def __init__(self, training: TrainingSpec, workers: Workers, *, sharded: bool) -> None:
         self._bound, self._sanitize = training.gradient_clipping, training.sanitize_gradients
+        self._limit = training.skip_gradient_norm
         self._workers, self._sharded = workers, sharded
         self.norm: Tensor | None = None
-        self.skipped = 0
+        self.skipped, self.too_long = 0, False
         self.scale = LossScale() if training.precision == "fp16" else None
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -84,7 +86,8 @@ class Gradients:
         finite = self._sanitize or bool(norm.isfinite())
         if self.scale is not None:
             self.scale.moved(finite)
-        if not finite:
+        self.too_long = finite and self._limit is not None and bool(norm > self._limit)
+        if not finite or self.too_long:
             self.leave_out()
             return False
         self.norm = norm.to(self._workers.device)

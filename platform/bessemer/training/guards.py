@@ -137,6 +137,10 @@ class Guards:
         """
         if self._refused is not None:
             self._skip(update, self._refused, nimg)
+        elif engine.skipped_steps > self._skipped_before and engine.gradients.too_long:
+            limit = self._job.training.skip_gradient_norm
+            what = f"the gradient of {engine.name} was longer than {limit:g} in {update.name}"
+            self._skip(update, f"{what} (training.skip_gradient_norm)", nimg)
         elif engine.skipped_steps > self._skipped_before and not engine.lowers_its_scale:
             self._skip(update, f"a gradient of {engine.name} was not finite in {update.name}", nimg)
         else:

@@ -1,0 +1,150 @@
+"""Likelihoods: how probable real images are under a system, in bits per dimension.
+
+Images are dealt to workers in chunks, and each chunk has its own random generator, so the value is the same on any
+number of workers. BatchNorm statistics are those of training: this must come before a system prepares for sampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bessemer.errors import EvaluationError
+from bessemer.evaluation.reference import reference_ids
+from bessemer.evaluation.sampling import SAMPLE_CHUNK, sampling_mode
+from bessemer.systems.contract import Batch, LikelihoodSystem, System
+from bessemer.training.rng import generator
+
+__all__ = ["LikelihoodRecord", "evaluate_likelihood"]
+
+
+@dataclass(frozen=True)
+class LikelihoodRecord:
+    """Bits per dimension of one set of weights. Comparable when all but the value's own fields agree."""
+
+    metric: str
+    """A key of :data:`bessemer.evaluation.names.LIKELIHOODS`."""
+    value: float
+    """Mean over the images; lower is better. Where the system has a bound only, the truth may be lower."""
+    standard_error: float
+    """Standard error of `value`, over images."""
+    samples: int
+    """Images whose likelihood was taken."""
+    importance_samples: int
+    """Draws of the latents per image."""
+    reference_hash: str
+    """Names the images and the estimator."""
+    preprocessing: str
+    """What the images are made into before, and by how many draws the bound is estimated."""
+    seed: int
+    """Seed of the latents."""
+    weights: str
+    """Which weights: the profile of the moving average."""
+    weights_sha256: str
+    """Hash of the snapshot's weights; empty where they were never written."""
+    seconds: float
+    """Wall time; the one field that varies between repeats."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as the journal keeps it."""
+        return asdict(self)
+
+
+def evaluate_likelihood(
+    system: System,
+    info: Any,
+    dataset: Any,
+    metrics: Sequence[str],
+    *,
+    samples: int,
+    importance_samples: int = 1,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    gather: Callable[[Any], list[Any]] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[LikelihoodRecord]:
+    """Bits per dimension of real images. Called by all workers together.
+
+    Args:
+        system: with the weights to judge on `device`.
+        info: origin of the weights, a :class:`bessemer.systems.snapshot.SnapshotInfo`.
+        dataset: the images, a :class:`bessemer.data.dataset.ShardedDataset`.
+        metrics: keys of :data:`bessemer.evaluation.names.LIKELIHOODS`; without any nothing is done.
+        samples: images, a fixed random choice; all where there are fewer.
+        importance_samples: draws of the latents per image.
+        seed: seed of the latents.
+        device: of the system.
+        rank: this worker, from 0.
+        world: number of workers.
+        gather: collects a value from every worker; needed when `world` is more than 1.
+        progress: called after every chunk with what is done, this worker's images done, and all of its images.
+
+    Returns:
+        One record per metric on the first worker, nothing on the others.
+
+    Raises:
+        EvaluationError: the system has no likelihood, or it is not finite.
+        DataError: an image cannot be read.
+    """
+    if not metrics:
+        return []
+    if not isinstance(system, LikelihoodSystem):
+        raise EvaluationError(f"evaluation.metrics: {metrics[0]} needs a likelihood, and {system.name} has none.")
+    assert world == 1 or gather is not None, "several workers need `gather`"
+    started = time.perf_counter()
+    ids = reference_ids(len(dataset), samples)
+    own = list(range(rank, -(-len(ids) // SAMPLE_CHUNK), world))
+    nats: dict[int, NDArray[np.float64]] = {}
+    with torch.no_grad(), sampling_mode(system):
+        for done, chunk in enumerate(own, 1):
+            batch = _batch(dataset, ids[chunk * SAMPLE_CHUNK : (chunk + 1) * SAMPLE_CHUNK], device)
+            found = system.log_likelihood(batch, generator(device, seed, "likelihood", chunk), importance_samples)
+            nats[chunk] = found.double().cpu().numpy()
+            if progress is not None:
+                progress("likelihoods", min(done * SAMPLE_CHUNK, len(ids)), len(own) * SAMPLE_CHUNK)
+    chunks = {number: part for share in (gather or (lambda x: [x]))(nats) for number, part in share.items()}
+    values = np.concatenate([chunks[number] for number in sorted(chunks)])
+    if bad := int((~np.isfinite(values)).sum()):  # every worker raises, so none waits for another
+        raise EvaluationError(
+            f"likelihoods: {bad} of {len(values)} are not finite; the run has diverged. "
+            "Resume from an earlier checkpoint with a lower learning rate."
+        )
+    if rank > 0:
+        return []
+    c = system.config
+    bits = -values / (math.log(2) * c.channels * c.resolution**2)
+    facts = {"data": dataset.manifest.hash, "count": len(ids), "importance_samples": importance_samples}
+    return [
+        LikelihoodRecord(
+            metric=metric,
+            value=float(bits.mean()),
+            standard_error=float(bits.std(ddof=1) / math.sqrt(len(bits))) if len(bits) > 1 else float("nan"),
+            samples=len(ids),
+            importance_samples=importance_samples,
+            reference_hash=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+            preprocessing=f"{system.likelihood_protocol}, {importance_samples} importance samples",
+            seed=seed,
+            weights=("ema " + " ".join(f"{key}={value}" for key, value in sorted(info.ema.items()))).strip(),
+            weights_sha256=info.weights_sha256,
+            seconds=time.perf_counter() - started,
+        )
+        for metric in metrics
+    ]
+
+
+def _batch(dataset: Any, ids: NDArray[np.int64], device: torch.device | str) -> Batch:
+    """Images of these numbers as training hands them to a system."""
+    images: Tensor = torch.from_numpy(dataset.read(ids)).to(device).float().div(127.5).sub(1)
+    return Batch(images, torch.from_numpy(dataset.labels[ids]).to(device))

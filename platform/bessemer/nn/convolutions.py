@@ -1,0 +1,97 @@
+"""Convolutions and linear layers for networks without spectral normalisation.
+
+Their constructors draw nothing: weights are zeros until :func:`bessemer.nn.init.init_weights`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bessemer.nn.precision import full_precision
+
+__all__ = ["Conv2d", "Linear", "WNConv2d"]
+
+
+class Linear(nn.Linear):
+    """A linear layer."""
+
+    def reset_parameters(self) -> None:
+        """Keep the constructor away from the global random number generator."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
+
+
+class Conv2d(nn.Conv2d):
+    """A 2-D convolution that keeps the size, or divides it by `stride`.
+
+    Args:
+        kernel_size: odd; padding is half of it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias
+        )
+
+    def reset_parameters(self) -> None:
+        """Keep the constructor away from the global random number generator."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the input meets, [out, in/groups, k, k], with its gradient."""
+        return self.weight
+
+
+class WNConv2d(Conv2d):
+    """Convolution with weight normalisation, w = g·v/‖v‖ (Salimans and Kingma 2016, arXiv:1602.07868, eq. 2).
+
+    v is the parameter `weight`, and each output channel has its own g = exp(`log_gain`), as in section 2.1 there. After
+    initialisation g = ‖v‖, so that training starts from v itself.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, groups=groups, bias=bias)
+        self.log_gain = nn.Parameter(torch.zeros(out_channels, 1, 1, 1))
+
+    def direction(self) -> Tensor:
+        """v; layers that mask their weight do so here."""
+        return self.weight
+
+    @torch.no_grad()
+    def reset_gain(self) -> None:
+        """Set g to ‖v‖."""
+        self.log_gain.copy_(
+            torch.linalg.vector_norm(self.direction(), dim=(1, 2, 3), keepdim=True).clamp_min(1e-5).log()
+        )
+
+    def effective_weight(self) -> Tensor:
+        with full_precision(self.weight):
+            v = self.direction()
+            # The constant keeps the gradient finite for rows that are all masked.
+            norm = (v.square().sum((1, 2, 3), keepdim=True) + 1e-10).sqrt()
+            return v * (self.log_gain.exp() / norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, H', W']."""
+        return F.conv2d(x, self.effective_weight(), self.bias, self.stride, self.padding, groups=self.groups)

@@ -1,0 +1,1 @@
+"""Auto-encoders: an encoder into latent variables and a decoder back."""
