@@ -5,7 +5,13 @@ from torch import nn
 
 from bessemer.nn.embedding import embedding
 from bessemer.nn.init import init_weights
-from bessemer.nn.norm import AffineBatchNorm, BatchNorm, ConditionalBatchNorm, renew_statistics
+from bessemer.nn.norm import (
+    AffineBatchNorm,
+    BatchNorm,
+    ConditionalBatchNorm,
+    renew_statistics,
+    statistics_not_counted,
+)
 from bessemer.nn.spectral import SNLinear
 from bessemer.nn.update_state import begin_update, end_update
 
@@ -123,3 +129,15 @@ def test_standing_statistics_are_an_independent_average() -> None:
 
 def test_sums_are_not_saved() -> None:
     assert set(BatchNorm(3).state_dict()) == {"running_mean", "running_var"}
+
+
+def test_passes_that_repeat_another_are_not_counted() -> None:
+    layer, (x,) = AffineBatchNorm(5), _slices(1)
+    begin_update([layer])
+    first = layer(x)
+    sums = [t.clone() for t in layer.pending()]
+    with statistics_not_counted():
+        assert torch.equal(layer(x), first)
+    assert all(torch.equal(a, b) for a, b in zip(layer.pending(), sums, strict=True))
+    layer(x)
+    assert layer.slices.item() == 2

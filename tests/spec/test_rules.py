@@ -186,3 +186,20 @@ def test_a_run_outlasts_its_warm_up() -> None:
     job(training={"total_kimg": 10, "lr_schedule": {"warmup_kimg": 9}})
     text = broken(training={"total_kimg": 10, "lr_schedule": {"warmup_kimg": 10}})
     assert "training.lr_schedule.warmup_kimg: 10 is not less than training.total_kimg 10" in text
+
+
+def test_likelihoods_are_metrics_without_an_extractor() -> None:
+    evaluation = {"metrics": ["bits_per_dim"], "held_out": "y", "importance_samples": 10}
+    assert job(evaluation=evaluation).evaluation.held_out == "y"
+    text = broken(evaluation=evaluation, ema={"batch_norm": "recomputed"})
+    assert "ema.batch_norm: recomputed takes BatchNorm statistics from generated images" in text
+    job(ema={"batch_norm": "recomputed"})
+    text = broken(evaluation={**evaluation, "metrics": []})
+    assert "evaluation.held_out: y has no effect while evaluation.metrics lacks bits_per_dim" in text
+    assert "evaluation.importance_samples: 10 has no effect" in text
+
+
+def test_steps_that_are_left_out_are_longer_than_clipped_ones() -> None:
+    job(training={"gradient_clipping": 10, "skip_gradient_norm": 10})
+    text = broken(training={"gradient_clipping": 10, "skip_gradient_norm": 9})
+    assert "training.skip_gradient_norm: 9 is less than training.gradient_clipping 10" in text

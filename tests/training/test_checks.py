@@ -13,6 +13,16 @@ from bessemer.systems.registry import build
 from bessemer.training.checks import check_training
 
 
+def test_weights_that_a_loss_reads_whole_are_not_scattered() -> None:
+    spec = TrainingSpec.model_validate({"total_kimg": 1, "batch_size": 4, "slice_size": 4, "zero_stage": 3})
+    with torch.device("meta"):
+        regularised, plain = build("nvae", "tiny32"), build("nvae", "tiny32", {"spectral": 0.0})
+    with pytest.raises(SpecError, match=r"zero_stage: 3 scatters the weights, and nvae's loss elbo reads them whole"):
+        check_training(spec, regularised)
+    check_training(spec, plain)
+    check_training(spec.model_copy(update={"zero_stage": 2}), regularised)
+
+
 def check(r1_gamma: float, **fields: Any) -> None:
     with torch.device("meta"):
         system = build("biggan", "tiny32", {"r1_gamma": r1_gamma}, {"channels": 1, "classes": 10})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bessemer.systems.contract import Clock, SystemConfig
@@ -54,6 +56,23 @@ def test_counting_without_values_equals_counting_with_values(tiny: ModuleType) -
         assert cost.flops == count.total
         assert cost.gradients == weights
         assert cost.peak > weights
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_convolutions_cost_twice_as_much_backward_as_forward(groups: int, transposed: bool) -> None:
+    """Two gradients of as many operations each: every weight meets every position once."""
+    x = torch.randn(2, 6, 8, 8, requires_grad=True)
+    weight = torch.randn(6, 12 // groups, 3, 3) if transposed else torch.randn(12, 6 // groups, 3, 3)
+    weight.requires_grad_()
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    with FlopCount() as count:
+        out = convolve(x, weight, stride=2, padding=1, groups=groups)
+        forward = count.total
+        out.sum().backward()
+    positions = 8 * 8 if transposed else 4 * 4
+    assert forward == 2 * 2 * positions * weight.numel()
+    assert count.total == 3 * forward
 
 
 def test_a_slice_costs_by_its_images_and_a_penalty_by_its_order() -> None:

@@ -40,6 +40,17 @@ def test_a_gradient_that_is_not_finite_is_no_step(bad: float) -> None:
     assert treated.norm is not None
 
 
+def test_a_gradient_longer_than_the_limit_is_no_step() -> None:
+    treated, g = gradients_of(skip_gradient_norm=4.0, gradient_clipping=1.0), [torch.tensor([3.0, 4.0])]
+    assert not treated.ready(g)
+    assert (treated.norm, treated.skipped, treated.too_long) == (None, 1, True)
+    assert g[0].tolist() == [3, 4]
+    assert treated.ready([torch.tensor([0.0, 4.0])])
+    assert (treated.skipped, treated.too_long) == (1, False)
+    assert not treated.ready([torch.tensor([float("inf")])])
+    assert not treated.too_long, "what is not finite has no length"
+
+
 def test_sanitising_uses_stylegans_values() -> None:
     treated, g = gradients_of(sanitize_gradients=True), [torch.tensor([float("nan"), float("inf"), -float("inf"), 2])]
     assert treated.ready(g)

@@ -28,6 +28,9 @@ def evaluate(
     truncation: Annotated[
         float | None, typer.Option(min=0.001, help="Truncation of the latents. Default: that of the job.")
     ] = None,
+    importance_samples: Annotated[
+        int | None, typer.Option(min=1, help="Draws of the latents per image for bits_per_dim. Default: the job's.")
+    ] = None,
     snapshot: Annotated[
         str | None, typer.Option(help="Snapshot, such as kimg-000012.800. Default: the newest.")
     ] = None,
@@ -71,7 +74,7 @@ def evaluate(
             dataset,
             likelihoods,
             samples=samples or job.evaluation.samples,
-            importance_samples=job.evaluation.importance_samples,
+            importance_samples=importance_samples or job.evaluation.importance_samples,
             seed=job.seed,
             device=device,
             progress=lambda _, done, total: go(done, total),

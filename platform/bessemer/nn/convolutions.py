@@ -11,7 +11,20 @@ from torch import Tensor, nn
 
 from bessemer.nn.precision import full_precision
 
-__all__ = ["Conv2d", "Linear", "WNConv2d"]
+__all__ = ["Conv2d", "Linear", "WNConv2d", "weight_normalised"]
+
+
+def weight_normalised(direction: Tensor, log_gain: Tensor) -> Tensor:
+    """Weight normalisation, w = g·v/‖v‖ for each output channel (Salimans and Kingma 2016, arXiv:1602.07868, eq. 2).
+
+    Args:
+        direction: v, [..., out, in, k, k].
+        log_gain: log g, [..., out, 1, 1, 1].
+    """
+    with full_precision(direction):
+        # The constant keeps the gradient finite for rows that are all masked.
+        norm = (direction.square().sum((-3, -2, -1), keepdim=True) + 1e-10).sqrt()
+        return direction * (log_gain.exp() / norm)
 
 
 class Linear(nn.Linear):
@@ -49,15 +62,19 @@ class Conv2d(nn.Conv2d):
         for parameter in self.parameters(recurse=False):
             nn.init.zeros_(parameter)
 
+    def direction(self) -> Tensor:
+        """The weight before normalisation; layers that mask it do so here."""
+        return self.weight
+
     def effective_weight(self) -> Tensor:
         """The weight that the input meets, [out, in/groups, k, k], with its gradient."""
-        return self.weight
+        return self.direction()
 
 
 class WNConv2d(Conv2d):
-    """Convolution with weight normalisation, w = g·v/‖v‖ (Salimans and Kingma 2016, arXiv:1602.07868, eq. 2).
+    """Convolution with weight normalisation; see :func:`weight_normalised`.
 
-    v is the parameter `weight`, and each output channel has its own g = exp(`log_gain`), as in section 2.1 there. After
+    v is the parameter `weight`, and each output channel has its own g = exp(`log_gain`), as in section 2.1. After
     initialisation g = ‖v‖, so that training starts from v itself.
     """
 
@@ -74,10 +91,6 @@ class WNConv2d(Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, groups=groups, bias=bias)
         self.log_gain = nn.Parameter(torch.zeros(out_channels, 1, 1, 1))
 
-    def direction(self) -> Tensor:
-        """v; layers that mask their weight do so here."""
-        return self.weight
-
     @torch.no_grad()
     def reset_gain(self) -> None:
         """Set g to ‖v‖."""
@@ -86,11 +99,7 @@ class WNConv2d(Conv2d):
         )
 
     def effective_weight(self) -> Tensor:
-        with full_precision(self.weight):
-            v = self.direction()
-            # The constant keeps the gradient finite for rows that are all masked.
-            norm = (v.square().sum((1, 2, 3), keepdim=True) + 1e-10).sqrt()
-            return v * (self.log_gain.exp() / norm)
+        return weight_normalised(self.direction(), self.log_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H', W']."""

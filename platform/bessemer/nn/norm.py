@@ -88,11 +88,18 @@ class BatchNorm(UpdateStateLayer):
         if self.workers is not None:
             x, mean, var = self._across_workers(x, *self.workers)
             return self._counted(torch.addcmul(bias, x, gain), mean, var)
+        x, mean, var = self._of_slice(x)
+        return self._counted(torch.addcmul(bias, x, gain), mean, var)
+
+    def _of_slice(
+        self, x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise x over its own slice, with a gain and a bias per channel; also its mean and variance, [C] each."""
         # With momentum 1 the "running" statistics that F.batch_norm writes are those of this slice (and the variance
         # is the unbiased one, as in PyTorch); fresh tensors, because autograd keeps them for the backward pass.
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        x = F.batch_norm(x, mean, var, training=True, momentum=1.0, eps=self.eps)
-        return self._counted(torch.addcmul(bias, x, gain), mean, var)
+        out = F.batch_norm(x, mean, var, gain, bias, training=True, momentum=1.0, eps=self.eps)
+        return out, mean, var
 
     def _across_workers(self, x: Tensor, rank: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise x over all workers' slices; also their mean and unbiased variance, [C] each.
@@ -138,6 +145,8 @@ class AffineBatchNorm(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> the same shape."""
+        if self.training and self.workers is None:  # in one kernel, which keeps one tensor less for the backward pass
+            return self._counted(*self._of_slice(x, self.gain, self.bias))
         return self._normalise(x, self.gain.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1))
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from bessemer.nn.convolutions import Conv2d
+from bessemer.nn.convolutions import Conv2d, WNConv2d, weight_normalised
 from bessemer.nn.norm import AffineBatchNorm
 from bessemer.nn.precision import full_precision
 from bessemer.nn.update_state import UpdateStateLayer
@@ -20,9 +20,10 @@ class SpectralPenalty(UpdateStateLayer):
     """Σ σ(W): the largest singular values of all convolutions below a network, by power iteration.
 
     Spectral regularisation (Yoshida and Miyato 2017, arXiv:1705.10941; NVAE, section 3.2). W is the effective weight of
-    a convolution, flattened to [out, rest]. Weights of one shape are treated together. The vectors u move once per
-    update, before its first slice, so that all slices share them however many workers there are, and are kept in
-    checkpoints. Reads whole weights outside their layers' forward passes.
+    a convolution, flattened to [out, rest]. Weights of one shape are treated together: small kernels by the thousand
+    would cost more than the work in them. The vectors u move once per update, before its first slice, so that all
+    slices share them however many workers there are, and are kept in checkpoints. Reads whole weights outside their
+    layers' forward passes.
 
     Args:
         network: whose convolutions are meant; not registered as a submodule.
@@ -32,17 +33,19 @@ class SpectralPenalty(UpdateStateLayer):
     def __init__(self, network: nn.Module, iterations: int = 4) -> None:
         super().__init__()
         self.iterations = iterations
-        by_shape: dict[tuple[int, ...], list[Conv2d]] = defaultdict(list)
+        by_shape: dict[tuple[object, ...], list[Conv2d]] = defaultdict(list)
         for layer in network.modules():
             if isinstance(layer, Conv2d):
-                by_shape[tuple(layer.weight.flatten(1).shape)].append(layer)
+                by_shape[(isinstance(layer, WNConv2d), *layer.weight.shape)].append(layer)
         self._groups = list(by_shape.values())  # a plain list: the layers belong to the network
         for i, group in enumerate(self._groups):
             self.register_buffer(f"u{i}", group[0].weight.new_zeros(len(group), group[0].out_channels))
 
     def _weights(self, group: list[Conv2d]) -> Tensor:
         """Effective weights, [layers, out, rest]."""
-        return torch.stack([layer.effective_weight().flatten(1) for layer in group])
+        weights = torch.stack([layer.direction() for layer in group])
+        gains = [layer.log_gain for layer in group if isinstance(layer, WNConv2d)]
+        return (weight_normalised(weights, torch.stack(gains)) if gains else weights).flatten(2)
 
     @torch.no_grad()
     def reset(self, generator: Generator, iterations: int = 40) -> None:

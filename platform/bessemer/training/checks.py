@@ -26,18 +26,16 @@ def check_training(training: TrainingSpec, system: System) -> None:
             f"training.zero_stage: 3 computes wrong gradients for second-order losses, and {system.name} has "
             f"{', '.join(u.name for u in second)}; set training.zero_stage to 2 or lower."
         )
-<<<<<<< HEAD
     if training.offload != "none" and second:
         raise SpecError(
             f"training.offload: {training.offload} copies gradients to the host while the backward pass goes on, "
             "which nobody has shown to be right with second-order losses on a GPU, and "
             f"{system.name} has {', '.join(u.name for u in second)}; set training.offload to none."
-=======
+        )
     if training.zero_stage == 3 and (whole := [u.name for u in system.updates(Clock(0, 0)) if u.whole_weights]):
         raise SpecError(
             f"training.zero_stage: 3 scatters the weights, and {system.name}'s loss {', '.join(whole)} reads them "
             "whole outside forward passes, to regularise them; set training.zero_stage to 2 or lower."
->>>>>>> 65c75fd (Add NVAE, its likelihoods and bits per dimension as a metric)
         )
     for name, network in system.networks().items():
         if training.zero_stage == 3 and any(isinstance(m, SpectralNorm) for m in network.modules()):

@@ -39,9 +39,21 @@ class FlopCount(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+        if func.overloadpacket is torch.ops.aten.convolution_backward:
+            self.total += _convolution_backward(*args)
+        elif (formula := flop_registry.get(func.overloadpacket)) is not None:
             self.total += int(formula(*args, **(kwargs or {}), out_val=out))
         return out
+
+
+def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
+    """Operations of the gradients of input and weight, each as many as of the convolution.
+
+    PyTorch's own formula counts grouped convolutions as if they were dense: a depthwise one many times over.
+    """
+    *_, transposed, _, _, wanted = rest
+    positions = (x if transposed else gradient).shape[2:].numel()
+    return 2 * len(x) * positions * weight.numel() * int(sum(wanted[:2]))
 
 
 class LiveBytes(FlopCount):  # type: ignore[no-untyped-call]  # torch's class has no types

@@ -204,7 +204,8 @@ class NVAE(LikelihoodSystem):
     def init_weights(self, generator: Generator) -> None:
         init_weights(self.vae, generator, "uniform")
         nn.init.uniform_(self.vae.start.value, generator=generator)
-        self.vae.penalty.reset(generator)
+        if self.vae.penalty is not None:
+            self.vae.penalty.reset(generator)
 
     def _seen(self, images: Tensor, generator: Generator) -> Tensor:
         """The discrete images that are modelled."""
@@ -237,7 +238,7 @@ class NVAE(LikelihoodSystem):
             "elbo/kl": kl.sum(0).mean(),
             "elbo/active_groups": (kl.mean(1) > 0.1).sum().to(kl.dtype),
         }
-        if c.spectral:
+        if self.vae.penalty is not None:
             penalty = self.spectral_weight(beta) * (self.vae.penalty() + largest_gains(self.vae))
             scalars["loss/spectral"] = penalty
             value = value + penalty

@@ -176,7 +176,7 @@ class NVAENetwork(nn.Module):
             cells += [DecoderCell(width, width, expansion=3, se=c.se) for _ in range(c.process_cells - 1)]
         self.postprocess = _Stack(cells, recompute=c.recompute)
         self.image = nn.Sequential(nn.ELU(), WNConv2d(width, out_channels, 3))
-        self.penalty = SpectralPenalty(self, c.power_iterations)
+        self.penalty = SpectralPenalty(self, c.power_iterations) if c.spectral else None
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The encoder's features of each group, from the top downwards."""
