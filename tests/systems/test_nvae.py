@@ -218,13 +218,38 @@ def test_elbo_is_below_the_importance_weighted_bound(flows: int) -> None:
     bound = system.log_likelihood(batch, _g(3), 8)  # of the same eight draws
     torch.testing.assert_close(bound, torch.logsumexp(single, 0) - math.log(8))
     assert (bound > single.mean(0)).all()
-    _, draws = system.vae.infer(batch.images, _g(3))
+    parameters, draws = system.vae.infer(batch.images, _g(3))
+    first = LogisticMixture(parameters, channels=3).log_prob(batch.images) + sum(d.log_p - d.log_q for d in draws)
+    torch.testing.assert_close(single[0], first.double(), rtol=1e-6, atol=0)
     if not flows:  # a single draw's ratio has the mean of the closed form
         kls = torch.stack([d.log_q - d.log_p for _ in range(200) for d in system.vae.infer(batch.images, g)[1][:1]])
         error = kls.std(0) / 200**0.5
         assert ((kls.mean(0) - draws[0].kl).abs() < 5 * error).all()
     else:
         torch.testing.assert_close(draws[0].kl, draws[0].log_q - draws[0].log_p)
+
+
+@pytest.mark.parametrize("flows", [0, 2])
+@torch.no_grad()
+def test_importance_weights_have_mean_one(flows: int) -> None:
+    """E_q[p(z)/q(z)] = ∫ p(z) dz for each group: densities of the posterior are right, and flows keep the volume."""
+    n = 20_000
+    system = _small(resolution=8, groups=(2,), latent_channels=1, flows=flows)
+    system.vae.eval()
+    s, g = torch.randn(n, 8, 4, 4, generator=_g(1)), _g(3)
+    for group in system.vae.groups:
+        for layer in (group.posterior, *group.flows):  # type: ignore[union-attr]
+            for key, p in layer.named_parameters():  # type: ignore[union-attr]
+                if key.endswith("log_gain"):  # a posterior near the prior, so that the weights vary little
+                    p -= 1.5
+        s, prior = group.prepare(s)  # type: ignore[operator]
+        z, draw = group.infer(s, prior, torch.randn(n, 8, 4, 4, generator=g), g)  # type: ignore[operator]
+        weights = torch.exp(draw.log_p - draw.log_q).double()
+        error = weights.std() / n**0.5
+        assert error < 0.05
+        assert weights.std() > 0.1
+        assert abs(weights.mean() - 1) < 4 * error
+        s = group.join(s, z)  # type: ignore[operator]
 
 
 def test_the_flow_changes_the_posterior_and_nothing_else() -> None:

@@ -44,7 +44,7 @@ class SpectralPenalty(UpdateStateLayer):
     def _weights(self, group: list[Conv2d]) -> Tensor:
         """Effective weights, [layers, out, rest]."""
         weights = torch.stack([layer.direction() for layer in group])
-        gains = [layer.log_gain for layer in group if isinstance(layer, WNConv2d)]
+        gains: list[Tensor] = [layer.log_gain for layer in group if isinstance(layer, WNConv2d)]
         return (weight_normalised(weights, torch.stack(gains)) if gains else weights).flatten(2)
 
     @torch.no_grad()
