@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from bessemer.nn.norm import BatchNorm
 from bessemer.nn.update_state import UpdateStateLayer, begin_update, end_update
 from bessemer.nn.weight_penalty import largest_gains
 from bessemer.systems.autoencoding.nvae import NVAE, NVAEConfig, balance
-from bessemer.systems.autoencoding.nvae_cells import DecoderCell, EncoderCell, SqueezeExcitation
 from bessemer.systems.contract import Batch, Clock
 from bessemer.systems.registry import build
 
@@ -74,7 +72,7 @@ def test_shapes_of_the_papers_models(preset: str) -> None:
         shapes: list[torch.Size] = []
         for group in system.vae.groups:
             group.combine.register_forward_pre_hook(lambda m, args: shapes.append(args[0].shape))  # type: ignore[union-attr,operator]
-        parameters, draws = system.vae.infer(torch.zeros(1, c.channels, c.resolution, c.resolution), _Meta())
+        parameters, draws = system.vae(torch.zeros(1, c.channels, c.resolution, c.resolution), _Meta())
     assert sum(c.latent_channels * s[2] * s[3] for s in shapes) == PAPER[preset][1]
     assert parameters.shape == (1, 1 if preset == "mnist" else 100, c.resolution, c.resolution)
     assert len(draws) == sum(c.groups)
@@ -105,76 +103,10 @@ def test_hyper_parameters_are_the_papers() -> None:
     assert (ffhq.config.bits, ffhq.config.spectral, ffhq.config.flows) == (5, 0.1, 2)
 
 
-def _bn(layer: Any, x: Tensor) -> Tensor:
-    mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
-    gain, bias = (p.view(1, -1, 1, 1) for p in (layer.gain, layer.bias))
-    return gain * (x - mean) / (var + layer.eps).sqrt() + bias
-
-
-def _swish(x: Tensor) -> Tensor:
-    return x / (1 + torch.exp(-x))
-
-
-def _se(layer: Any, x: Tensor) -> Tensor:
-    h = torch.relu(x.mean((2, 3)) @ layer.squeeze.weight.T + layer.squeeze.bias)
-    return x * torch.sigmoid(h @ layer.excite.weight.T + layer.excite.bias)[:, :, None, None]
-
-
-def _prepared(cell: nn.Module) -> Any:
-    from bessemer.nn.init import init_weights
-
-    cell = cell.double()
-    init_weights(cell, _g(), "uniform")
-    with torch.no_grad():
-        for key, p in cell.named_parameters():
-            if key.endswith(("gain", "bias")):
-                p += torch.randn(p.shape, generator=_g(1), dtype=torch.float64) * 0.3
-    return cell
-
-
-X = torch.randn(3, 6, 8, 8, generator=_g(4), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("down", [False, True])
-def test_encoder_cell_is_the_papers(down: bool) -> None:
-    cell = _prepared(EncoderCell(6, 10 if down else 6, down=down))
-    first, conv1, second, conv2 = cell.branch
-    h = F.conv2d(_swish(_bn(first.norm, X)), conv1.effective_weight(), conv1.bias, stride=2 if down else 1, padding=1)
-    h = F.conv2d(_swish(_bn(second.norm, h)), conv2.effective_weight(), conv2.bias, padding=1)
-    skip = X
-    if down:  # one 1×1 convolution for each pixel of a 2×2 square
-        squares = _swish(X).unfold(2, 2, 2).unfold(3, 2, 2)
-        corners = [squares[..., i, j] for i, j in ((0, 0), (1, 1), (0, 1), (1, 0))]
-        skip = torch.cat(
-            [F.conv2d(x, c.effective_weight(), c.bias) for x, c in zip(corners, cell.skip.convs, strict=True)], 1
-        )
-    torch.testing.assert_close(cell(X), skip + 0.1 * _se(cell.se, h))
-
-
-@pytest.mark.parametrize("up", [False, True])
-def test_decoder_cell_is_the_papers(up: bool) -> None:
-    """Upsampling comes first here, and late in the cell, where it costs less."""
-    cell = _prepared(DecoderCell(6, 4 if up else 6, expansion=3, up=up))
-    norm, expand, first, _, depthwise, second, project, last = cell.branch
-    h = F.interpolate(X, scale_factor=2) if up else X
-    h = _swish(_bn(first.norm, F.conv2d(_bn(norm, h), expand.weight)))
-    h = _swish(_bn(second.norm, F.conv2d(h, depthwise.weight, padding=2, groups=18)))
-    h = _se(cell.se, _bn(last, F.conv2d(h, project.weight)))
-    skip = X
-    if up:
-        wide = F.interpolate(X, scale_factor=2, mode="bilinear", align_corners=True)
-        skip = F.conv2d(wide, cell.skip.conv.effective_weight())
-    torch.testing.assert_close(cell(X), skip + 0.1 * h)
-
-
-def test_squeeze_and_excitation_has_at_least_four_hidden_units() -> None:
-    assert [SqueezeExcitation(n).squeeze.out_features for n in (8, 64, 160)] == [4, 4, 10]
-
-
 def test_loss_by_hand() -> None:
     system, batch = _small(kl_warmup_kimg=10.0, spectral=0.1, spectral_start=2.0), _batch()
     beta = system.kl_weight(Clock(2500, 0))
-    parameters, draws = system.vae.infer(batch.images, _g(2))
+    parameters, draws = system.vae(batch.images, _g(2))
     kl = torch.stack([draw.kl for draw in draws])
     assert kl.shape == (3, 4)
     gamma = (kl.mean(1) + 0.01) / torch.tensor([1.0, 2.0, 2.0])  # 4×4 pixels in one group, 8×8 in two
@@ -218,11 +150,11 @@ def test_elbo_is_below_the_importance_weighted_bound(flows: int) -> None:
     bound = system.log_likelihood(batch, _g(3), 8)  # of the same eight draws
     torch.testing.assert_close(bound, torch.logsumexp(single, 0) - math.log(8))
     assert (bound > single.mean(0)).all()
-    parameters, draws = system.vae.infer(batch.images, _g(3))
+    parameters, draws = system.vae(batch.images, _g(3))
     first = LogisticMixture(parameters, channels=3).log_prob(batch.images) + sum(d.log_p - d.log_q for d in draws)
     torch.testing.assert_close(single[0], first.double(), rtol=1e-6, atol=0)
     if not flows:  # a single draw's ratio has the mean of the closed form
-        kls = torch.stack([d.log_q - d.log_p for _ in range(200) for d in system.vae.infer(batch.images, g)[1][:1]])
+        kls = torch.stack([d.log_q - d.log_p for _ in range(200) for d in system.vae(batch.images, g)[1][:1]])
         error = kls.std(0) / 200**0.5
         assert ((kls.mean(0) - draws[0].kl).abs() < 5 * error).all()
     else:

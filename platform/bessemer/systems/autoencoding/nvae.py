@@ -225,7 +225,7 @@ class NVAE(LikelihoodSystem):
         """E[-log p(x | z)] + β·Σ_l γ_l·KL_l + λ·(Σ σ(W) + Σ max|γ_BN|): nats per image (eq. 1, sections 3.2 and 4)."""
         c = self.config
         x = self._seen(batch.images, generator)
-        parameters, draws = self.vae.infer(x, generator)
+        parameters, draws = self.vae(x, generator)
         reconstruction = -self._output(parameters).log_prob(x)
         kl = torch.stack([draw.kl for draw in draws])
         weighted = kl
@@ -281,7 +281,7 @@ class NVAE(LikelihoodSystem):
     @torch.no_grad()
     def reconstruct(self, batch: Batch, generator: Generator) -> Tensor:
         """Encode images and decode them again: the mean of p(x | z), [N, C, R, R] in [-1, 1]."""
-        parameters, _ = self.vae.infer(self._seen(batch.images, generator), generator)
+        parameters, _ = self.vae(self._seen(batch.images, generator), generator)
         return self._output(parameters).mean()
 
     @property
@@ -294,7 +294,7 @@ class NVAE(LikelihoodSystem):
     def log_likelihood(self, batch: Batch, generator: Generator, importance_samples: int = 1) -> Tensor:
         """Lower bound log (1/K) Σ_k p(x, z_k) / q(z_k | x) with z_k ~ q; the ELBO for K = 1."""
         x = self._seen(batch.images, generator)
-        weights = [self._log_weight(x, *self.vae.infer(x, generator)) for _ in range(importance_samples)]
+        weights = [self._log_weight(x, *self.vae(x, generator)) for _ in range(importance_samples)]
         return torch.logsumexp(torch.stack(weights), 0) - math.log(importance_samples)
 
     def _log_weight(self, x: Tensor, parameters: Tensor, draws: Sequence[Draw]) -> Tensor:

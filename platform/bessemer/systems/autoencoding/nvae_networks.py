@@ -209,7 +209,7 @@ class NVAENetwork(nn.Module):
             assert isinstance(group, _Group)
             yield group
 
-    def infer(self, images: Tensor, generator: Generator) -> tuple[Tensor, list[Draw]]:
+    def forward(self, images: Tensor, generator: Generator) -> tuple[Tensor, list[Draw]]:
         """Draw z from q(z | x).
 
         Returns:
