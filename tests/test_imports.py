@@ -19,6 +19,7 @@ LEVELS: tuple[set[str], ...] = (
     {"training", "evaluation", "tracking"},
     {"systems", "data"},
     {"nn", "spec"},
+    {"stores"},
     {"errors", "files"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -29,9 +30,10 @@ SIDEWAYS = {
 }
 # The trainer runs under plain torchrun with torch, deepspeed, webdataset, numpy and pydantic alone: what it is made of
 # never imports the first, not even in a function, and the second only in functions that need it.
-TRAINER = {"training", "systems", "data", "nn", "spec", "errors", "files"}
+TRAINER = {"training", "systems", "data", "nn", "spec", "stores", "errors", "files"}
 NEVER_IN_TRAINER = {"ray", "mlflow"}
-NOT_AT_TOP_OF_TRAINER = {"matplotlib", "pyarrow", "sklearn", "scipy", "typer", "rich"}
+_STORES = {"boto3", "botocore", "fsspec", "urllib3"}
+NOT_AT_TOP_OF_TRAINER = {"matplotlib", "pyarrow", "sklearn", "scipy", "typer", "rich"} | _STORES
 
 
 def dotted(path: Path) -> str:
@@ -100,6 +102,8 @@ def test_imports_run_one_way(path: Path) -> None:
         ("bessemer.systems.contract", "from bessemer.data import stream"),
         ("bessemer.data.sources", "from sklearn.datasets import load_digits"),
         ("bessemer.nn.norm", "from bessemer import systems"),
+        ("bessemer.stores.s3", "import boto3"),
+        ("bessemer.stores.local", "from bessemer.data import manifest"),
         ("bessemer.spec.job", "from ..data import manifest"),
         ("bessemer.data.pack", "import importlib\nimportlib.import_module('bessemer.cli.app')"),
     ],
@@ -112,7 +116,7 @@ def test_the_guard_sees_a_wrong_import(module: str, source: str) -> None:
 def test_the_worker_needs_neither_ray_nor_mlflow() -> None:
     code = (
         "import sys\n"
-        "for name in ('ray', 'mlflow', 'matplotlib', 'sklearn', 'typer'):\n"
+        "for name in ('ray', 'mlflow', 'matplotlib', 'sklearn', 'typer', 'boto3', 'urllib3'):\n"
         "    sys.modules[name] = None\n"
         "import bessemer.orchestration.worker\n"
         "from bessemer.systems.registry import all_systems\n"

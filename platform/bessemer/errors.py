@@ -11,6 +11,7 @@ them without a traceback and exits with code 2; anything else is a defect of Bes
     ├── CheckpointError      a checkpoint or a snapshot
     ├── RunError             a run directory or the state of a run
     ├── EvaluationError      a metric, an extractor, reference statistics
+    ├── StoreError           an object store, or an object in it
     ├── TrackingError        the MLflow store
     ├── TrainingError        numbers that went wrong while training
     └── MachineError         ports, memory, devices, missing packages
@@ -24,6 +25,7 @@ __all__ = [
     "MachineError",
     "RunError",
     "SpecError",
+    "StoreError",
     "TrackingError",
     "TrainingError",
 ]
@@ -51,6 +53,10 @@ class RunError(BessemerError):
 
 class EvaluationError(BessemerError):
     """A metric, extractor or reference cannot be computed."""
+
+
+class StoreError(BessemerError):
+    """An object store is out of reach or refuses, or an object in it is missing or not what it was."""
 
 
 class TrackingError(BessemerError):
