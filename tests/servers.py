@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -217,6 +218,8 @@ def s3_server() -> Iterator[S3Server]:
         with mock.patch.dict(os.environ, environment):
             os.environ.pop("AWS_PROFILE", None)
             found = S3Server(environment["AWS_ENDPOINT_URL"])
+            # What servers before it held lies in this process.
+            urllib.request.urlopen(f"{found.endpoint}/moto-api/reset", data=b"").close()
             found.client().create_bucket(Bucket=found.bucket)
             yield found
     finally:

@@ -14,7 +14,11 @@ from typer.testing import CliRunner
 
 from bessemer.cli.app import app
 from bessemer.data.pack import pack
+from bessemer.errors import RunError
+from bessemer.orchestration.elsewhere import fetch_run
+from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.systems.snapshot import load_snapshot
+from bessemer.tracking.journal import read_journal
 from bessemer.training.checkpoint_files import complete_checkpoints
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
@@ -25,7 +29,7 @@ system: {name: biggan, preset: tiny32}
 data: {path: DATA}
 training: {total_kimg: 0.064, batch_size: 16, slice_size: 8, zero_stage: 1}
 ema: {batch_norm: recomputed}
-checkpoint: {every_kimg: 0.032}
+checkpoint: {every_kimg: 0.032, upload: STORE}
 evaluation: {metrics: [], every_kimg: 0.032, grid: 2}
 tracking: {mlflow: false}
 """
@@ -36,7 +40,12 @@ FIRST, LAST = "kimg-000000.032", "kimg-000000.064"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("checkpoint")
     pack("digits", root / "digits", size=32, mode="RGB", limit=20)
-    (root / "job.yaml").write_text(JOB.replace("DATA", str(root / "digits")))
+    (root / "job.yaml").write_text(JOB.replace("DATA", str(root / "digits")).replace("STORE", f"file://{root}/store"))
+    start(root)
+    return root / "run"
+
+
+def start(root: Path) -> None:
     command = [sys.executable, "-m", "bessemer.orchestration.worker", str(root / "job.yaml"), "--run-dir"]
     done = subprocess.run(
         [*command, str(root / "run")],
@@ -46,7 +55,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    return root / "run"
 
 
 @pytest.fixture
@@ -139,3 +147,47 @@ def test_an_export_to_onnx_names_the_weights_of_the_snapshot(run: Path, tmp_path
     snapshot = json.loads((run / "snapshots" / FIRST / "snapshot.json").read_text())
     assert written["bessemer.weights_sha256"] == snapshot["weights_sha256"]
     assert "add --format onnx" in str(bessemer("export", run, "--out", tmp_path / "o", "--truncation", "0.5")[2])
+
+
+def test_the_uploads_of_a_run_are_listed_and_verified(trained: Path) -> None:
+    store = trained.parent / "store" / "run"
+    here, there = (json.loads(bessemer("ls", place, "--json")[1]) for place in (trained, f"file://{store}"))
+    assert there == here
+    assert bessemer("verify", f"file://{store}")[:2] == (0, f"{FIRST}  ok\n{LAST}  ok\n")
+    path = store / "checkpoints" / FIRST / "shared.safetensors"
+    data = path.read_bytes()
+    try:
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        code, output, _ = bessemer("verify", f"file://{store}")
+        assert code == 1
+        assert output == f"{FIRST}  file://{path}: sha256 differs from the manifest.\n{LAST}  ok\n"
+    finally:
+        path.write_bytes(data)
+
+
+def test_a_run_that_is_lost_goes_on_from_its_uploads(trained: Path, tmp_path: Path) -> None:
+    store = trained.parent / "store"
+    shutil.copytree(store, tmp_path / "store")
+    for name in ("job.yaml", "digits"):
+        (tmp_path / name).symlink_to(trained.parent / name)
+    job = (trained.parent / "job.yaml").read_text().replace(str(store), str(tmp_path / "store"))
+    (tmp_path / "job.yaml").unlink()
+    (tmp_path / "job.yaml").write_text(job)
+    start(tmp_path)  # a new directory of the run's name
+    assert RunDirectory.open(tmp_path / "run").job().checkpoint.upload == f"file://{tmp_path}/store"
+    records = read_journal(tmp_path / "run" / "journal.jsonl")
+    assert [r["checkpoint"] for r in records if r.get("event") == "resumed"] == [LAST]
+    assert [r["nimg"] for r in records if r["kind"] == "samples"] == [0, 32, 64]  # also from before it was lost
+    for name in ("rank-00000.safetensors", "manifest.json"):
+        places = [root / "checkpoints" / LAST / name for root in (trained, tmp_path / "run")]
+        assert places[0].read_bytes() == places[1].read_bytes()
+
+    run = fetch_run(f"file://{tmp_path}/store/run", tmp_path / "runs")
+    assert run.path == tmp_path / "runs" / "run"
+    assert run.record()["id"] == RunDirectory.open(trained).record()["id"]
+    assert run.job().checkpoint.upload == f"file://{tmp_path}/store"  # it was moved since
+    with pytest.raises(RunError, match="exists already; go on with it: bessemer resume"):
+        fetch_run(f"file://{tmp_path}/store/run", tmp_path / "runs")
+    with pytest.raises(RunError, match="store/other: is no run"):
+        fetch_run(f"file://{tmp_path}/store/other", tmp_path / "runs")
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["run"]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.servers import S3Server
 
 from bessemer.data.pack import pack
 from bessemer.errors import BessemerError, MachineError, RunError
@@ -80,6 +81,21 @@ def test_refusals(job: Path, tmp_path: Path, change: str, message: str) -> None:
         preflight(load_job(job, change.replace("ROOT", str(job.parent)).split(",")), tmp_path)
 
 
+def test_a_store_that_cannot_be_written_is_refused(job: Path, tmp_path: Path, s3: S3Server) -> None:
+    (tmp_path / "file").write_text("")
+    for url, message in (
+        (tmp_path / "file", r"checkpoint\.upload: .*/file/probe-\w+: cannot be written"),
+        ("s3://nowhere/runs", r"checkpoint\.upload: s3://nowhere/.*NoSuchBucket.*create the bucket"),
+        ("nonsense://x", r"checkpoint\.upload: nonsense://x: Protocol not known"),
+    ):
+        with pytest.raises(BessemerError, match=message):
+            preflight(load_job(job, [f"checkpoint.upload={url}"]), tmp_path)
+    for url in (f"{s3.url}/runs", tmp_path / "store"):
+        preflight(load_job(job, [f"checkpoint.upload={url}"]), tmp_path)
+    assert "Contents" not in s3.client().list_objects_v2(Bucket=s3.bucket)
+    assert not list((tmp_path / "store").iterdir())
+
+
 def test_a_job_that_memory_cannot_hold_is_refused(job: Path, tmp_path: Path) -> None:
     """Nobody has the memory for this generator: 10,000 times the channels, 10^8 times the weights."""
     wide = ["system.config.generator_width=160000", "training.zero_stage=2"]
@@ -123,10 +139,11 @@ def test_no_run_directory(tmp_path: Path) -> None:
 
 def test_the_run_keeps_its_job(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(job.parent)
-    spec = with_absolute_paths(load_job(job, ["data.path=digits", "training.total_kimg=0.2"]))
+    spec = with_absolute_paths(load_job(job, ["data.path=digits", "checkpoint.upload=up", "training.total_kimg=0.2"]))
     run = RunDirectory.create(tmp_path, spec)
     assert run.job() == spec
     assert run.job().data.path == str(job.parent / "digits")
+    assert run.job().checkpoint.upload == str(job.parent / "up")
 
 
 def test_only_the_first_error_is_kept(job: Path, tmp_path: Path) -> None:

@@ -203,3 +203,17 @@ def test_steps_that_are_left_out_are_longer_than_clipped_ones() -> None:
     job(training={"gradient_clipping": 10, "skip_gradient_norm": 10})
     text = broken(training={"gradient_clipping": 10, "skip_gradient_norm": 9})
     assert "training.skip_gradient_norm: 9 is less than training.gradient_clipping 10" in text
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://host/runs", "checkpoint.upload: https://host/runs can only be read; name a directory, s3://"),
+        ("pipe:cat", "checkpoint.upload: pipe:cat: pipe: runs a shell command"),
+        ("s3://", "checkpoint.upload: s3://: is no address in S3; write s3://BUCKET/PREFIX"),
+    ],
+)
+def test_uploads_go_where_something_can_be_written(url: str, message: str) -> None:
+    assert message in broken(checkpoint={"upload": url})
+    for good in ("s3://bucket/runs", "gs://bucket", "/mnt/backup", "backup", "file:///mnt/backup"):
+        job(checkpoint={"upload": good})

@@ -55,6 +55,8 @@ def start_group(work: Callable[..., int | None], size: int, log: Path, *argument
     for rank in range(size):
         env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        # The server that forks them was started earlier, and has the environment of then.
+        env |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         process = CONTEXT.Process(target=_main, args=(work, rank, env, log, arguments), daemon=True)
         process.start()
         group.append(process)

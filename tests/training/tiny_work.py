@@ -13,6 +13,9 @@ from tests.training.scripts import tiny_run
 from torch import Tensor
 
 from bessemer.spec.job import JobSpec
+from bessemer.stores.local import LocalStore
+from bessemer.stores.opening import open_store
+from bessemer.stores.store import Patience
 from bessemer.systems.contract import Batch
 from bessemer.tracking.journal import Record, read_journal
 from bessemer.training.checkpoint import CheckpointStore
@@ -20,7 +23,9 @@ from bessemer.training.distributed import init_deepspeed, join_workers
 from bessemer.training.fragments import gather_full
 from bessemer.training.loop import Trainer
 from bessemer.training.peers import watch_peers
+from bessemer.training.remote_checkpoints import RemoteCheckpoints
 from bessemer.training.stopping import EXIT_STOPPED, StopRequest
+from bessemer.training.uploads import Uploads
 
 IMAGES = 2 * tiny_run.BATCH
 """Real images of one iteration."""
@@ -38,6 +43,28 @@ class Observed:
         time.sleep(self._pace)
         batches: list[Batch] = self._stream.batch(nimg)
         return batches
+
+
+class Paced(LocalStore):
+    """A store that takes its time."""
+
+    pace = 0.0
+
+    def put(self, name: str, path: Path) -> None:
+        time.sleep(self.pace)
+        super().put(name, path)
+
+
+def make_uploads(root: Path, job: JobSpec, pace: float) -> Uploads:
+    """Uploads of the tiny run, below the name `tiny`."""
+    assert job.checkpoint.upload is not None
+    patience = Patience(attempts=2, pause=0.01, timeout=5)
+    place = f"{job.checkpoint.upload}/tiny"
+    store = Paced(place, patience) if pace else open_store(place, patience)
+    if isinstance(store, Paced):
+        store.pace = pace
+    (root / "run.json").write_text('{"id": "tiny"}')
+    return Uploads(RemoteCheckpoints(store), root / "checkpoints", job.checkpoint, root)
 
 
 def job_of(stage: int, iterations: int, workers: int, **checkpoint: Any) -> JobSpec:
@@ -70,6 +97,7 @@ def train(
     seen: Any = None,
     pace: float = 0.0,
     clock_shift: float = 0.0,
+    upload_pace: float = 0.0,
 ) -> int:
     """Train from the newest checkpoint below `root` to the end, and leave the final state in `final.safetensors`.
 
@@ -81,6 +109,7 @@ def train(
         seen: shared integer that is set to the images seen.
         pace: seconds to sleep per batch.
         clock_shift: seconds that the clock of this process is wrong by.
+        upload_pace: seconds to sleep per file that is uploaded.
     """
     if clock_shift:
         right = time.time
@@ -93,7 +122,8 @@ def train(
         trainer = tiny_run.make_trainer(job, root, workers)
         trainer.stop_requested = stop
         trainer.stream = Observed(trainer.stream, seen if workers.is_first else None, pace)
-        trainer.checkpoints = CheckpointStore(root / "checkpoints", job.checkpoint, workers)
+        uploads = make_uploads(root, job, upload_pace) if workers.is_first and job.checkpoint.upload else None
+        trainer.checkpoints = CheckpointStore(root / "checkpoints", job.checkpoint, workers, uploads=uploads)
         trainer.resume()
         if not trainer.run():
             return EXIT_STOPPED

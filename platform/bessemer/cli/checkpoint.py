@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from bessemer.cli.locate import RunArgument, run_directory
+
+if TYPE_CHECKING:
+    from bessemer.training.checkpoint_files import CheckpointInfo
 
 __all__ = ["app"]
 
 app = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)
 
 Format = Literal["snapshot", "onnx"]
+RunOrUrl = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="Run directory, the run's name below runs/, or the URL to which it was uploaded."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def _describe(run: str, *, content: bool = False) -> list[CheckpointInfo]:
+    """The checkpoints of a run, here or in a store; with `content`, every byte of them is read."""
+    from bessemer.orchestration.run_directory import RunDirectory
+    from bessemer.stores.opening import is_url, open_store
+    from bessemer.training.checkpoint_files import all_checkpoints, describe
+    from bessemer.training.remote_checkpoints import RemoteCheckpoints
+
+    if is_url(run):
+        remote = RemoteCheckpoints(open_store(run))
+        return [remote.describe(name, files, content=content) for name, files in remote.listing().items()]
+    paths = all_checkpoints(RunDirectory.open(run_directory(run)).checkpoints)
+    return [describe(path, content=content) for path in paths]
+
+
 @app.command("ls")
-def list_checkpoints(run: RunArgument, as_json: Json = False) -> None:
+def list_checkpoints(run: RunOrUrl, as_json: Json = False) -> None:
     """List the checkpoints of a run, oldest first. Checks that all files are there in full length, not their bytes."""
     from dataclasses import asdict
 
     from bessemer.cli.output import echo_json, human_bytes, table
-    from bessemer.orchestration.run_directory import RunDirectory
-    from bessemer.training.checkpoint_files import all_checkpoints, describe
 
-    found = [describe(path) for path in all_checkpoints(RunDirectory.open(run_directory(run)).checkpoints)]
+    found = _describe(run)
     if as_json:
         echo_json([asdict(info) for info in found])
         return
@@ -40,16 +61,13 @@ def list_checkpoints(run: RunArgument, as_json: Json = False) -> None:
 
 
 @app.command()
-def verify(run: RunArgument, as_json: Json = False) -> None:
+def verify(run: RunOrUrl, as_json: Json = False) -> None:
     """Check every byte of a run's checkpoints against their manifests; exit with 1 if something is damaged."""
     from dataclasses import asdict
 
     from bessemer.cli.output import echo_json
-    from bessemer.orchestration.run_directory import RunDirectory
-    from bessemer.training.checkpoint_files import all_checkpoints, describe
 
-    paths = all_checkpoints(RunDirectory.open(run_directory(run)).checkpoints)
-    found = [describe(path, content=True) for path in paths]
+    found = _describe(run, content=True)
     if as_json:
         echo_json([asdict(info) for info in found])
     else:

@@ -107,7 +107,7 @@ class _Display:
 
     def _event(self, kimg: float, record: dict[str, Any]) -> None:
         name = record.get("event")
-        if name in ("checkpoint", "snapshot", "evaluated"):
+        if name in ("checkpoint", "uploaded", "snapshot", "evaluated"):
             if name == "checkpoint":
                 self._progress.update(self._task, completed=kimg, kimg=self._kimg(kimg))
             return
@@ -116,6 +116,7 @@ class _Display:
             "workers_lost": lambda: "; ".join(f"worker {k}: {v}" for k, v in (record.get("reasons") or {}).items()),
             "checkpoint_skipped": lambda: str(record.get("reason")),
             "checkpoint_failed": lambda: str(record.get("reason")),
+            "upload_failed": lambda: str(record.get("reason")),
             "update_skipped": lambda: str(record.get("reason")),
             "collapse_suspected": lambda: f"by guards.{record.get('rule')}; action {record.get('action')}",
             "rolled_back": lambda: str(record.get("reason")),

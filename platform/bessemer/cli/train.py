@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bessemer.cli.locate import RunArgument, run_directory
+from bessemer.cli.locate import run_directory
 
 if TYPE_CHECKING:
     from bessemer.orchestration.run_directory import RunDirectory
@@ -49,12 +49,25 @@ def train(
     train_run(RunDirectory.create(runs, spec, run_dir))
 
 
-def resume(run: RunArgument) -> None:
-    """Go on with an interrupted run from its newest undamaged checkpoint."""
+def resume(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run directory, the run's name below runs/, or the URL to which it was uploaded."
+        ),
+    ],
+    runs: Annotated[Path, typer.Option(help="Directory that holds the runs; used with a URL.")] = Path("runs"),
+) -> None:
+    """Go on with an interrupted run from its newest undamaged checkpoint.
+
+    A run whose machine was lost goes on from its uploads: bessemer resume s3://bucket/runs/mine.
+    """
+    from bessemer.orchestration.elsewhere import fetch_run
     from bessemer.orchestration.preflight import preflight
     from bessemer.orchestration.run_directory import RunDirectory
+    from bessemer.stores.opening import is_url
 
-    directory = RunDirectory.open(run_directory(run))
+    directory = fetch_run(run, runs) if is_url(run) else RunDirectory.open(run_directory(run))
     preflight(directory.job(), directory.runs_root)
     train_run(directory)
 

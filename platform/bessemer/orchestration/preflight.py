@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import socket
+import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
-from bessemer.errors import MachineError, SpecError
+from bessemer.errors import MachineError, SpecError, StoreError
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
+from bessemer.stores.opening import is_url, open_store
+from bessemer.stores.store import Patience
 
 __all__ = ["preflight", "with_absolute_paths"]
 
@@ -18,11 +22,14 @@ _ANSWER_SECONDS = 5.0
 
 
 def with_absolute_paths(job: JobSpec) -> JobSpec:
-    """The job with its data paths made absolute: workers have other working directories."""
+    """The job with its paths made absolute: workers have other working directories."""
     update: dict[str, Any] = {"data": job.data.model_copy(update={"path": str(Path(job.data.path).absolute())})}
     if job.evaluation.held_out is not None:
         held_out = str(Path(job.evaluation.held_out).absolute())
         update["evaluation"] = job.evaluation.model_copy(update={"held_out": held_out})
+    if job.checkpoint.upload is not None and not is_url(job.checkpoint.upload):
+        upload = str(Path(job.checkpoint.upload).absolute())
+        update["checkpoint"] = job.checkpoint.model_copy(update={"upload": upload})
     return job.model_copy(update=update)
 
 
@@ -43,6 +50,8 @@ def preflight(job: JobSpec, runs_root: Path) -> None:
     compared, _ = split_metrics(job.evaluation.metrics)
     for extractor in dict.fromkeys(parse_metric(name).extractor for name in compared):
         get_extractor(extractor)
+    if job.checkpoint.upload is not None:
+        _check_upload(job.checkpoint.upload)
     if job.tracking.mlflow:
         check_uri(job.tracking.uri, runs_root)
     if job.resources.address is None:
@@ -50,6 +59,22 @@ def preflight(job: JobSpec, runs_root: Path) -> None:
         check_memory(job)
     else:
         _check_cluster(job.resources.address)
+
+
+def _check_upload(url: str) -> None:
+    """Write an object there, read it back, delete it."""
+    store = open_store(url, Patience(attempts=2, timeout=10.0))
+    name = f"probe-{uuid.uuid4().hex}"
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(name.encode())
+            file.flush()
+            store.put(name, Path(file.name))
+        if store.read(name) != name.encode():
+            raise StoreError(f"{store.shown(name)}: does not read back as it was written; use another store.")
+        store.delete(name)
+    except (StoreError, MachineError) as e:
+        raise type(e)(f"checkpoint.upload: {e}") from None
 
 
 def _check_this_machine(job: JobSpec) -> None:

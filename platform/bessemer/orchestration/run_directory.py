@@ -9,11 +9,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bessemer import __version__
 from bessemer.errors import RunError
@@ -22,6 +22,9 @@ from bessemer.spec.job import JobSpec
 from bessemer.spec.load import dump_job, load_job
 from bessemer.tracking.files import RUN_LOCK, hold_lock
 from bessemer.tracking.journal import Journal, read_journal
+
+if TYPE_CHECKING:
+    from bessemer.training.uploads import Uploads
 
 __all__ = ["RunDirectory"]
 
@@ -132,6 +135,29 @@ class RunDirectory:
     @property
     def runs_root(self) -> Path:
         return self.path.parent
+
+    def record(self) -> dict[str, Any]:
+        """Who the run is: `id`, `name`, when and with which versions it was made."""
+        found: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+        return found
+
+    def uploads(
+        self, scores: Callable[[], Mapping[int, float]], undecided: Callable[[], Collection[int]]
+    ) -> Uploads | None:
+        """What copies the run's checkpoints to `checkpoint.upload`; None where the job names no such place.
+
+        Args:
+            scores: images seen -> value of the metric `keep_best`.
+            undecided: images seen where that value is yet to come.
+        """
+        from bessemer.training.remote_checkpoints import RemoteCheckpoints
+        from bessemer.training.uploads import Uploads
+
+        spec = self.job().checkpoint
+        if spec.upload is None:
+            return None
+        remote = RemoteCheckpoints.of_run(spec.upload, self.record()["name"])
+        return Uploads(remote, self.checkpoints, spec, self.path, scores, undecided)
 
     def job(self) -> JobSpec:
         """The job as it was when the run was made."""

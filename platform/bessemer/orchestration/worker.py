@@ -22,6 +22,7 @@ from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.grid import save_png, tile
 from bessemer.evaluation.names import split_metrics
 from bessemer.orchestration.backlog import Backlog
+from bessemer.orchestration.elsewhere import restore_run
 from bessemer.orchestration.evaluation import EvaluationBeside, EvaluationInTraining, Judge, held_out_images
 from bessemer.orchestration.export import ema_profile
 from bessemer.orchestration.logs import log_to_file
@@ -171,13 +172,14 @@ def _train(run: RunDirectory) -> bool:
             if job.evaluation.beside
             else EvaluationInTraining(Judge(run, job, dataset, workers, write), *parts)
         )
+        uploads = run.uploads(scores, undecided) if workers.is_first else None
         trainer = Trainer(
             job,
             system,
             engines,
             emas,
             stream,
-            CheckpointStore(run.checkpoints, job.checkpoint, workers, scores, undecided, evaluation.finish),
+            CheckpointStore(run.checkpoints, job.checkpoint, workers, scores, undecided, evaluation.finish, uploads),
             identity,
             workers,
             write,
@@ -214,7 +216,9 @@ def main() -> int:
             if workers.is_first and not options.run_dir.exists():
                 job = with_absolute_paths(load_job(options.job, options.set))
                 check_job(job)
-                run = RunDirectory.create(options.run_dir.parent, job, options.run_dir)
+                run = restore_run(job, options.run_dir) or RunDirectory.create(
+                    options.run_dir.parent, job, options.run_dir
+                )
                 run.journal.write("event", 0, event="started", workers=workers.size)
             workers.barrier()
             run = RunDirectory.open(options.run_dir)

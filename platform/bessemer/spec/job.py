@@ -224,6 +224,11 @@ class CheckpointSpec(_Section):
     """Keep the first checkpoint of each stretch of this length for ever; none when unset."""
     keep_best: str | None = None
     """Metric of the evaluation, such as `kid_efflite0`, whose best checkpoint is kept too; none when unset."""
+    upload: str | None = None
+    """Directory or URL (`s3://bucket/runs`, `gs://...`) to which each checkpoint is copied in the background, below the
+    name of the run, and from which a run that lost its machine goes on; none when unset."""
+    upload_grace_s: Annotated[float, Field(ge=0, le=3600)] = 20.0
+    """Seconds that a run waits for its last upload when it was asked to stop."""
 
 
 class EvaluationSpec(_Section):

@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from bessemer.errors import StoreError
+from bessemer.stores.opening import open_store
+
 if TYPE_CHECKING:
     from bessemer.spec.job import JobSpec
 
@@ -34,6 +37,7 @@ def check_job(job: JobSpec) -> None:
         _optimizer_rules,
         _metric_rules,
         _keep_rules,
+        _upload_rules,
     )
     broken = [line for rule in rules for line in rule(job)]
     if broken:
@@ -243,3 +247,16 @@ def _keep_rules(job: JobSpec) -> Iterator[str]:
             f"evaluations every {job.evaluation.every_kimg:g} (evaluation.every_kimg), which rarely meet; "
             "make one a multiple of the other."
         )
+
+
+def _upload_rules(job: JobSpec) -> Iterator[str]:
+    url = job.checkpoint.upload
+    if url is None:
+        return
+    if url.startswith(("http://", "https://")):
+        yield f"checkpoint.upload: {url} can only be read; name a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX."
+        return
+    try:
+        open_store(url)
+    except StoreError as e:
+        yield f"checkpoint.upload: {e}"

@@ -101,7 +101,8 @@ class LocalStore(Store):
     def delete(self, name: str) -> None:
         try:
             path = self._path(name)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
             with contextlib.suppress(OSError):  # holds other files; other stores know no empty directories
                 while (path := path.parent) != self.root:
                     path.rmdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 from bessemer.errors import StoreError
 from bessemer.stores.store import Patience, Store
 
-__all__ = ["is_remote", "open_store"]
+__all__ = ["is_remote", "is_url", "open_store"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
@@ -58,3 +58,8 @@ def is_remote(url: str | Path) -> bool:
     """Whether a URL leads elsewhere than to files of this machine."""
     scheme = None if isinstance(url, Path) else _SCHEME.match(url)
     return scheme is not None and scheme[1].lower() != "file"
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is given as a URL, and not as a path."""
+    return not isinstance(place, Path) and _SCHEME.match(place) is not None

@@ -41,6 +41,7 @@ from bessemer.training.host_copy import HostCopy
 from bessemer.training.pulse import Pulse
 from bessemer.training.retention import expendable
 from bessemer.training.saving import SaveReport, Saving, reason
+from bessemer.training.uploads import Uploads
 
 __all__ = ["CheckpointStore", "Identity", "StoredFragments"]
 
@@ -93,7 +94,7 @@ class StoredFragments:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. All methods but `complete`, `copied` and `reports` are collective.
+    """The checkpoints of one run. All methods but `complete`, `copied`, `reports` and `events` are collective.
 
     Args:
         root: directory of the checkpoints.
@@ -102,6 +103,7 @@ class CheckpointStore:
         scores: images seen -> value of the metric `keep_best`, lower is better; asked on the first worker.
         undecided: images seen where that value is yet to come; asked on the first worker.
         ready: returns when a checkpoint may become visible, on the first worker.
+        uploads: what copies complete checkpoints to a store, on the first worker.
     """
 
     def __init__(
@@ -112,8 +114,9 @@ class CheckpointStore:
         scores: Callable[[], Mapping[int, float]] = dict,
         undecided: Callable[[], Collection[int]] = tuple,
         ready: Callable[[], None] = lambda: None,
+        uploads: Uploads | None = None,
     ) -> None:
-        self.root, self._spec, self._workers = root, spec, workers
+        self.root, self._spec, self._workers, self._uploads = root, spec, workers, uploads
         self._scores, self._undecided, self._ready = scores, undecided, ready
         self._share, self._shared = HostCopy(), HostCopy()
         self._pulse = Pulse(workers)
@@ -248,13 +251,27 @@ class CheckpointStore:
         done, self._reports = self._reports, []
         return done
 
+    def events(self) -> list[dict[str, Any]]:
+        """What happened since the last call, as fields of journal events, on the first worker. Not collective."""
+        uploads = self._uploads.events() if self._uploads is not None else []
+        return [report.event() for report in self.reports()] + uploads
+
+    def await_uploads(self, seconds: float) -> None:
+        """Wait until the last checkpoint is in the store, or the time is over."""
+        if self._spec.upload is not None:
+            uploads = self._uploads
+            self._workers.await_first(lambda: uploads.wait(seconds) if uploads is not None else None)
+
     def _retain(self, newest: Path) -> None:
         """Delete checkpoints that no policy wants. A failure here takes nothing from the one just written."""
+        if self._uploads is not None:
+            self._uploads.due(newest)
         try:
             self._damaged.discard(newest)
             sound = [p for p in self.complete() if p == newest or self._is_sound(p)]
             for old in expendable(sound, newest, self._spec, self._scores(), self._undecided()):
-                delete_checkpoint(old)
+                if self._uploads is None or old not in self._uploads.needed:
+                    delete_checkpoint(old)
         except Exception:
             _log.exception("old checkpoints could not be deleted")
 
@@ -264,18 +281,24 @@ class CheckpointStore:
     def find(self, latest: int | None = None) -> tuple[Path | None, list[str]]:
         """The newest undamaged checkpoint (until image `latest`), and why newer ones were skipped."""
         self.finish()
-        found: tuple[Path | None, list[str]] = (None, [])
-        if self._workers.is_first:
-            path, wrong = newest_undamaged(self.root, latest)
-            self._damaged |= wrong.keys()
-            found = path, list(wrong.values())
-        result: tuple[Path | None, list[str]] = self._workers.from_first(found)
-        return result
+        return self._workers.await_first(lambda: self._look(latest))
+
+    def _look(self, latest: int | None) -> tuple[Path | None, list[str]]:
+        path, wrong = newest_undamaged(self.root, latest)
+        self._damaged |= wrong.keys()
+        reasons = list(wrong.values())
+        if self._uploads is not None:
+            path, more = self._uploads.fetch_newer(path, latest)
+            self._damaged -= {path}
+            reasons += more
+        return path, reasons
 
     def forget_after(self, nimg: int) -> None:
         """Delete checkpoints beyond `nimg`: the run went back there, and takes another way."""
         self.finish()
         if self._workers.is_first:
+            if self._uploads is not None:
+                self._uploads.forget_after(nimg)
             for path in self.complete():
                 if path.name > kimg_name(nimg):
                     delete_checkpoint(path)

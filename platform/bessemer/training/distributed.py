@@ -6,11 +6,12 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,10 @@ from torch import Tensor
 from bessemer.errors import MachineError
 
 __all__ = ["Workers", "end_process", "init_deepspeed", "join_workers"]
+
+T = TypeVar("T")
+
+_LOOK_SECONDS = 1.0
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=5)
 """A worker that waits this long for another gives up; a killed peer is noticed at once."""
@@ -60,6 +65,22 @@ class Workers:
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+    def await_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises on the first worker, on every worker, however long it takes. Collective."""
+        if self.size == 1:
+            return work()
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(work) if self.is_first else None
+            # Many short collectives: a single one would time out in a worker that waits for a slow store.
+            while not self.from_first(future is not None and bool(wait([future], _LOOK_SECONDS).done)):
+                pass
+            error = future.exception() if future is not None else None
+            error = self.from_first(error)
+            if error is not None:
+                raise error
+            result: T = self.from_first(future.result() if future is not None else None)
+            return result
 
     def barrier(self) -> None:
         """Wait for everybody."""

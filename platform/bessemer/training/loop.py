@@ -27,6 +27,7 @@ from bessemer.training.meter import StepMeter
 from bessemer.training.precision import mixed_precision
 from bessemer.training.rng import generator
 from bessemer.training.schedule import lr_factor
+from bessemer.training.uploads import LAST_UPLOAD_SECONDS
 
 __all__ = ["Evaluate", "Stream", "Trainer", "WriteRecord", "owned_slices"]
 
@@ -149,8 +150,7 @@ class Trainer:
             self._report_saves()
             if last:
                 break
-        self.checkpoints.finish()
-        self._report_saves()
+        self._finish_saves(LAST_UPLOAD_SECONDS)
         return True
 
     def _iteration(self) -> None:
@@ -279,19 +279,21 @@ class Trainer:
         self._saved_at = self.clock.nimg
 
     def _report_saves(self) -> None:
-        """Write to the journal which checkpoints became complete since the last call, and which could not."""
-        for done in self.checkpoints.reports():
-            how = {"path": done.name, "stall_s": round(done.stall, 4), "seconds": round(done.seconds, 4)}
-            if done.error is None:
-                self.write("event", self.clock.nimg, event="checkpoint", **how)
-            else:
-                self.write("event", self.clock.nimg, event="checkpoint_failed", reason=done.error, **how)
+        """Write to the journal which checkpoints became complete or were uploaded since the last call, or could not."""
+        for fields in self.checkpoints.events():
+            self.write("event", self.clock.nimg, **fields)
+
+    def _finish_saves(self, seconds: float) -> None:
+        """Wait for what is being written, and for its upload so many seconds."""
+        self.checkpoints.finish()
+        self._report_saves()
+        self.checkpoints.await_uploads(seconds)
+        self._report_saves()
 
     def _preempted(self) -> bool:
         """Write a checkpoint of this moment, wait for it, and say so. Not the end of the run."""
         if self._saved_at != self.clock.nimg:
             self._save()
-        self.checkpoints.finish()
-        self._report_saves()
+        self._finish_saves(self.job.checkpoint.upload_grace_s)
         self.write("event", self.clock.nimg, event="preempted", workers=self.workers.size)
         return False

@@ -41,6 +41,13 @@ class SaveReport(NamedTuple):
     seconds: float
     """Seconds from the beginning to the rename."""
 
+    def event(self) -> dict[str, Any]:
+        """Fields of the journal's event."""
+        how = {"path": self.name, "stall_s": round(self.stall, 4), "seconds": round(self.seconds, 4)}
+        if self.error is None:
+            return {"event": "checkpoint", **how}
+        return {"event": "checkpoint_failed", "reason": self.error, **how}
+
 
 def reason(error: BaseException) -> str:
     """An error in one line, beginning with the file's name where there is one."""
