@@ -55,6 +55,8 @@ def test_plan_refuses_what_the_rules_refuse(
     assert "--set resources.workers=3: resources.workers: 3 does not divide" in capsys.readouterr().err
 
 
-def test_plan_refuses_zero_3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_refuses_what_training_would_refuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert plan(monkeypatch, JOB, "--set", "training.zero_stage=3") == 2
-    assert "training.zero_stage: 3 cannot be planned yet" in capsys.readouterr().err
+    assert "training.zero_stage: 3 scatters the weights" in capsys.readouterr().err

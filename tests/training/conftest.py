@@ -89,11 +89,11 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> RunScript:
 
 @pytest.fixture
 def run_planned(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """``run_planned(workers, *more)`` runs planned_run.py and returns what its first worker wrote."""
+    """``run_planned(workers, *more)`` runs planned_run.py (or `script`) and returns what its first worker wrote."""
 
-    def run(size: int, *more: object) -> dict[str, Any]:
+    def run(size: int, *more: object, script: str = "planned_run.py") -> dict[str, Any]:
         out = tmp_path / "seen.json"
-        wait_for(start_workers(size, out, *more, script="planned_run.py"), seconds=300)
+        wait_for(start_workers(size, out, *more, script=script), seconds=300)
         found: dict[str, Any] = json.loads(out.read_text())
         return found
 

@@ -52,6 +52,30 @@ def test_bytes_sent_by_a_real_run(run_planned: RunPlanned, stage: int) -> None:
     assert found["plan"]["sent"] == pytest.approx(sent, rel=1e-3)
 
 
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        # width, depth, slice, batch, elements of a bucket, ZeRO, offload
+        (128, 4, 8, 16, 1 << 24, 3, "none"),  # activations weigh more than weights
+        (192, 4, 2, 8, 1 << 24, 3, "none"),  # weights do, and all of them fit into a bucket
+        (192, 5, 4, 8, 120_000, 3, "none"),  # they do not: most are gathered twice
+        (192, 4, 2, 8, 1 << 24, 3, "optimizer"),
+        (192, 4, 2, 8, 1 << 24, 2, "optimizer"),
+        (192, 4, 4, 8, 1 << 24, 1, "optimizer"),
+    ],
+    ids=lambda a: "-".join(map(str, a)),
+)
+def test_memory_and_bytes_of_two_real_workers(run_planned: RunPlanned, arguments: tuple[object, ...]) -> None:
+    found = run_planned(2, *arguments, script="scattered_run.py")
+    plan, seen = found["plan"], found["seen"]
+    planned = plan["total"] + plan["host"] - plan["parts"]["sampler"]
+    assert planned == pytest.approx(min(seen["bytes"][2:]), rel=0.10)
+    sent = (2 * seen["reduced"] + seen["gathered"] + seen["scattered"]) / 2  # rings of two
+    assert plan["sent"] == pytest.approx(sent, rel=0.10)
+
+
 def job(**changes: Any) -> JobSpec:
     training = {"total_kimg": 1000, "batch_size": 32, "slice_size": 8}
     return JobSpec.model_validate(

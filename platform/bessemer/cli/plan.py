@@ -62,6 +62,8 @@ def _print(made: Plan) -> None:
             for name, size in [*made.parts.items(), ("total", made.total)]
         ],
     )
+    if made.host:
+        typer.echo(f"and {human_bytes(made.host)} in the host's memory, where the optimizer is")
     if made.memory is not None:
         typer.echo(f"{human_bytes(made.memory)} are there; the worst moment is in update {made.worst}")
     typer.echo()

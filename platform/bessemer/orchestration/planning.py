@@ -6,11 +6,14 @@ import logging
 import math
 from pathlib import Path
 
+import torch
+
 from bessemer.data.manifest import MANIFEST, Manifest
 from bessemer.data.stream import CACHE_LIMIT
-from bessemer.errors import SpecError
 from bessemer.spec.job import JobSpec
+from bessemer.systems.contract import System
 from bessemer.systems.registry import build
+from bessemer.training.checks import check_training
 from bessemer.training.plan import Plan, Target, check_fits, make_plan, target
 
 __all__ = ["check_memory", "plan_job"]
@@ -22,8 +25,6 @@ def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, 
     Raises:
         BessemerError: the job's system or data set is wrong.
     """
-    if job.training.zero_stage == 3:
-        raise SpecError("training.zero_stage: 3 cannot be planned yet; plan the job with stage 2, which needs more.")
     path, facts, note, decoded = Path(job.data.path), {}, None, 0
     if (path / MANIFEST).exists():
         manifest = Manifest.load(path)
@@ -33,10 +34,15 @@ def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, 
         note = f"data.path: {path} is not here, so shape and classes are taken from the preset and system.config"
     if job.data.cache == "none" or (job.data.cache == "auto" and decoded >= CACHE_LIMIT):
         decoded = 0
-    system = job.system
+
+    def build_system() -> System:
+        return build(job.system.name, job.system.preset, job.system.config, facts)
+
+    with torch.device("meta"):
+        check_training(job.training, build_system())
     made = make_plan(
         job,
-        lambda: build(system.name, system.preset, system.config, facts),
+        build_system,
         on,
         efficiency=efficiency,
         decoded_bytes=decoded,
@@ -45,8 +51,6 @@ def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, 
 
 
 def _this_machine(job: JobSpec) -> Target:
-    import torch
-
     if not job.resources.gpus_per_worker:
         return target("cpu", job)
     gpu = torch.cuda.get_device_properties(0)
@@ -65,7 +69,7 @@ def check_memory(job: JobSpec, on: Target | None = None) -> None:
         MachineError: names the largest part and the field to change.
     """
     on = on or _this_machine(job)
-    if on.memory is None or job.training.zero_stage == 3:
+    if on.memory is None:
         return
     try:
         made, _ = plan_job(job, on)

@@ -7,7 +7,8 @@ Both are counted where PyTorch dispatches operations, on real tensors or on tens
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,9 +104,15 @@ class SliceCost:
     """Most bytes at once beyond weights and buffers: activations, gradients of the weights and of the activations."""
     gradients: int
     """Bytes of the gradients that the slice leaves; within `peak`."""
+    forward: int
+    """Most bytes at once, of the same kinds, until the loss is there."""
+    calls: Mapping[str, int]
+    """Forward passes through each network as a whole; a system that uses parts of a network by themselves has 0."""
 
 
-def slice_costs(build: Callable[[], System], slice_size: int, *, accumulated: bool, half: bool) -> list[SliceCost]:
+def slice_costs(
+    build: Callable[[], System], slice_size: int, *, accumulated: bool, half: bool, released: bool = False
+) -> list[SliceCost]:
     """Costs of one slice of each update of the first iteration, without computing anything.
 
     Args:
@@ -113,11 +120,36 @@ def slice_costs(build: Callable[[], System], slice_size: int, *, accumulated: bo
         slice_size: images of a slice.
         accumulated: gradients of an earlier slice are there already.
         half: run forward passes in bf16, by the CPU's rules; fp16 takes the same.
+        released: each gradient of a weight is taken away as soon as it is there, as ZeRO 3 does; then none is left.
     """
     with FakeTensorMode():
         system = build()
         networks = system.networks()
+        if released:
+            for p in (p for network in networks.values() for p in network.parameters()):
+                p.register_post_accumulate_grad_hook(_release)  # type: ignore[no-untyped-call]
         return [_cost(system, networks, u, slice_size, accumulated, half) for u in system.updates(Clock(0, 0))]
+
+
+def _release(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+@contextmanager
+def _counted_calls(networks: Mapping[str, nn.Module]) -> Iterator[dict[str, int]]:
+    """Forward passes through each network as a whole, meanwhile."""
+    calls = dict.fromkeys(networks, 0)
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            calls[name] += 1
+
+        return hook
+
+    hooks = [network.register_forward_pre_hook(count(name)) for name, network in networks.items()]
+    yield calls
+    for hook in hooks:
+        hook.remove()
 
 
 def _cost(
@@ -136,11 +168,13 @@ def _cost(
             p.grad = torch.empty_like(p)
     held = [p.grad for p in trained if p.grad is not None]
     state = [t for network in networks.values() for t in (*network.parameters(), *network.buffers())]
-    with LiveBytes([*state, *held]) as count:
+    with LiveBytes([*state, *held]) as count, _counted_calls(networks) as calls:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             value = update.loss(batch, generator("cpu", 0, update.name)).value
+        forward = count.peak
         value.backward()  # type: ignore[no-untyped-call]
     gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
     for p in trained:
         p.grad = None
-    return SliceCost(update, count.total, count.peak + sum(g.nbytes for g in held), gradients)
+    before = sum(g.nbytes for g in held)
+    return SliceCost(update, count.total, count.peak + before, gradients, forward + before, calls)

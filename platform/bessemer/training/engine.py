@@ -30,9 +30,13 @@ from bessemer.training.gradients import Gradients
 from bessemer.training.large_batch import LayerWise, Run
 from bessemer.training.optimizers import build_optimizer, lazy_correction
 
-__all__ = ["BUCKET_ELEMENTS", "NetworkEngine", "build_engines"]
+__all__ = ["BUCKET_ELEMENTS", "LIVE_BUCKETS", "NetworkEngine", "build_engines"]
 
 BUCKET_ELEMENTS = 1 << 24  # DeepSpeed's default of 5e8 allocates 2 GB per engine
+
+LIVE_BUCKETS = (
+    4  # of weights that ZeRO 3 keeps gathered; DeepSpeed's default of 1e9 elements leaves most networks whole
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ _STAGE_SETTINGS: dict[int, dict[str, Any]] = {
     1: {"compute_grad_norm": False},
     2: {"compute_grad_norm": False},
     # Nothing stays whole: a restored checkpoint would not reach tensors that DeepSpeed keeps gathered.
-    3: {"stage3_param_persistence_threshold": 0, "overlap_comm": False},
+    3: {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0, "overlap_comm": False},
 }
 
 
@@ -112,6 +116,8 @@ class NetworkEngine:
                     "stage": training.zero_stage,
                     "reduce_bucket_size": bucket,
                     "allgather_bucket_size": bucket,
+                    "stage3_prefetch_bucket_size": bucket,
+                    "stage3_max_live_parameters": LIVE_BUCKETS * bucket,
                     **_STAGE_SETTINGS.get(training.zero_stage, {}),
                     **(_offload_settings(training.zero_stage, workers) if self._offloads else {}),
                     "sub_group_size": max(elements, 1),  # one flat partition at stage 3

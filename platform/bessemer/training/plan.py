@@ -18,21 +18,21 @@ from bessemer.errors import MachineError, SpecError
 from bessemer.nn.update_state import UpdateStateLayer
 from bessemer.spec.job import JobSpec, OptimizerSpec
 from bessemer.systems.contract import OptimizerDefaults, System
-from bessemer.training.costs import SliceCost, slice_costs
+from bessemer.training.costs import slice_costs
 from bessemer.training.devices import DEVICES, matmul_peak
-from bessemer.training.engine import BUCKET_ELEMENTS
 from bessemer.training.machine import available_memory
 from bessemer.training.optimizers import build_optimizer
+from bessemer.training.zero_costs import Sharding, network_sizes
 
 __all__ = ["PARTS", "Plan", "Target", "UpdatePlan", "check_fits", "make_plan", "target"]
 
-PARTS = ("weights", "optimizer", "ema", "sampler", "data", "gradients", "reduction", "activations")
+PARTS = ("weights", "optimizer", "ema", "sampler", "data", "gradients", "reduction", "gathered", "activations")
 """Parts of a worker's memory. `sampler` is the averaged network that is evaluated, `data` the decoded images that a
-CPU keeps; `reduction` holds what is exchanged; `gradients`, `reduction` and `activations` are of the worst moment."""
+CPU keeps; `reduction` holds what is exchanged, `gathered` the whole weights that ZeRO 3 has for a while; `gradients`,
+`reduction`, `gathered` and `activations` are of the worst moment."""
 
 _PROCESS = 700 << 20
 """Bytes of a process that has loaded Python, torch and DeepSpeed and done nothing yet."""
-_FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class Plan:
     """Bytes per worker."""
     memory: int | None
     """Bytes that a worker may take."""
+    host: int
+    """Bytes per worker in the host's memory for what is offloaded."""
     updates: Sequence[UpdatePlan]
     worst: str
     """Update that needs the most."""
@@ -139,24 +141,32 @@ def make_plan(
     """
     training, workers, stage = job.training, job.resources.workers, job.training.zero_stage
     slices = job.slices // workers
-    costs = slice_costs(build, training.slice_size, accumulated=slices > 1, half=training.precision != "fp32")
+    costs = slice_costs(
+        build,
+        training.slice_size,
+        accumulated=slices > 1 and stage < 3,
+        half=training.precision != "fp32",
+        released=stage == 3,
+    )
     with torch.device("meta"):
         system = build()
     networks = system.networks()
-    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    shards = {name: -(-size // workers) for name, size in sizes.items()}
-    owned = sizes if stage == 0 else shards
+    offloads = training.offload == "optimizer"
+    sizes = {name: network_sizes(network, stage, workers) for name, network in networks.items()}
+    sharding = Sharding(stage, workers, slices, offloads, sizes)
     state = sum(b.nbytes for network in networks.values() for b in network.buffers())
     optimizers = system.optimizers()
+    moments_of = {n: _moments(n, optimizers[n], training.optimizers.get(n, OptimizerSpec())) for n in networks}
+    optimizer = sum(sharding.owned(n) * moments_of[n] for n in networks)
+    averages = sum(sizes[n].shard for n in system.sampled_networks) * (1 + len(job.ema.profiles))
     always = {
-        "weights": state + _FP32 * sum(sizes[n] + (shards[n] if stage else 0) for n in networks),
-        "optimizer": _FP32
-        * sum(owned[n] * _moments(n, optimizers[n], training.optimizers.get(n, OptimizerSpec())) for n in networks),
-        "ema": _FP32 * sum(shards[n] for n in system.sampled_networks) * (1 + len(job.ema.profiles)),
-        "sampler": _FP32 * sum(sizes[n] for n in system.sampled_networks),
+        "weights": state + sharding.weights(),
+        "optimizer": 0 if offloads else optimizer,
+        "ema": 0 if offloads else averages,
+        "sampler": sum(sizes[n].whole for n in system.sampled_networks),
         "data": decoded_bytes if on.host else 0,
     }
-    moments = [_worst_moment(cost, stage, slices, shards[cost.update.network], networks) for cost in costs]
+    moments = [sharding.worst_moment(cost) for cost in costs]
     pending = _pending_bytes(networks)
     updates = [
         UpdatePlan(
@@ -166,9 +176,7 @@ def make_plan(
             second_order=cost.update.second_order,
             flops=job.slices * cost.flops * cost.update.repeats / cost.update.interval,
             memory=sum(moment.values()),
-            sent=_sent(stage, slices, workers, _FP32 * sizes[cost.update.network], pending)
-            * cost.update.repeats
-            / cost.update.interval,
+            sent=sharding.sent(cost, pending) * cost.update.repeats / cost.update.interval,
         )
         for cost, moment in zip(costs, moments, strict=True)
     ]
@@ -186,6 +194,7 @@ def make_plan(
         parts={name: parts[name] for name in PARTS},
         total=sum(parts.values()),
         memory=on.memory,
+        host=sharding.host(optimizer, averages),
         updates=updates,
         worst=updates[worst].name,
         flops=flops,
@@ -207,41 +216,10 @@ def _moments(network: str, base: OptimizerDefaults, own: OptimizerSpec) -> int:
     return sum(torch.is_tensor(v) and v.shape == probe.weight.shape for v in optimizer.state[probe.weight].values())
 
 
-def _worst_moment(
-    cost: SliceCost, stage: int, slices: int, shard: int, networks: Mapping[str, nn.Module]
-) -> dict[str, int]:
-    """Bytes of gradients, reduction and activations when an update needs the most: in a slice, or in the step."""
-    weights = [p.numel() for p in networks[cost.update.network].parameters()]
-    whole, part, largest = _FP32 * sum(weights), _FP32 * shard, _FP32 * max(weights)
-    bucket = min(_FP32 * BUCKET_ELEMENTS, whole) if stage else 0
-    # ZeRO 2 reduces after every slice, and keeps the worker's share of what came before.
-    kept = part if stage == 2 and slices > 1 else whole
-    in_slice = {"gradients": kept, "reduction": bucket, "activations": cost.peak - cost.gradients}
-    # The step has no activations. ZeRO 0 flattens all gradients to reduce them; ZeRO 1 does so by the bucket, and
-    # copies the worker's share; and torch's optimizers need two more tensors of the size of what they step, which under
-    # ZeRO is the whole share.
-    in_step = {
-        "gradients": part if stage == 2 else whole,
-        "reduction": max(whole, 2 * largest) if stage == 0 else part + max(bucket, part),
-        "activations": 0,
-    }
-    return max(in_slice, in_step, key=lambda parts: sum(parts.values()))
-
-
 def _pending_bytes(networks: Mapping[str, nn.Module]) -> int:
     """Bytes of per-update state (BatchNorm statistics) that are summed over the workers in each update."""
     layers = [m for network in networks.values() for m in network.modules() if isinstance(m, UpdateStateLayer)]
-    return _FP32 * sum(t.numel() for layer in layers for t in layer.pending())
-
-
-def _sent(stage: int, slices: int, workers: int, weights: int, pending: int) -> float:
-    """Bytes that a worker sends in one optimizer step.
-
-    DeepSpeed reduces whole buckets at ZeRO 1 and 2 too (`use_multi_rank_bucket_allreduce`), at 2 after every slice.
-    """
-    reduced = weights * (slices if stage == 2 else 1) + pending
-    gathered = weights if stage else 0
-    return (2 * reduced + gathered) * (workers - 1) / workers
+    return sum(t.nbytes for layer in layers for t in layer.pending())
 
 
 def check_fits(plan: Plan, job: JobSpec, replan: Callable[[JobSpec], Plan]) -> None:
