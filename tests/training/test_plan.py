@@ -59,8 +59,7 @@ def test_bytes_sent_by_a_real_run(run_planned: RunPlanned, stage: int) -> None:
     [
         # width, depth, slice, batch, elements of a bucket, ZeRO, offload
         (128, 4, 8, 16, 1 << 24, 3, "none"),  # activations weigh more than weights
-        (192, 4, 2, 8, 1 << 24, 3, "none"),  # weights do, and all of them fit into a bucket
-        (192, 5, 4, 8, 120_000, 3, "none"),  # they do not: most are gathered twice
+        (192, 5, 4, 8, 120_000, 3, "none"),  # weights do not fit into a bucket: most are gathered twice
         (192, 4, 2, 8, 1 << 24, 3, "optimizer"),
         (192, 4, 2, 8, 1 << 24, 2, "optimizer"),
         (192, 4, 4, 8, 1 << 24, 1, "optimizer"),
@@ -164,6 +163,18 @@ def test_what_cannot_fit_is_refused_with_a_slice_size_that_fits() -> None:
     fit(smaller, int(0.7 * most))
     with pytest.raises(MachineError, match=r"Set training\.slice_size to 8"):  # 16 would still be too much
         fit(spec, int(0.6 * most))
+
+
+def test_an_evaluation_can_need_the_most() -> None:
+    training = planned(job(training={"slice_size": 1}), extractors=GIB, evaluation=1000)
+    assert training.worst in ("discriminator", "generator")
+    assert training.parts["extractors"] == GIB
+    judged = planned(job(training={"slice_size": 1}), extractors=GIB, evaluation=2 * GIB)
+    assert (judged.worst, judged.parts["activations"], judged.parts["gradients"]) == ("evaluation", 2 * GIB, 0)
+    moment = sum(training.parts[name] for name in ("gradients", "reduction", "activations"))
+    assert judged.total == training.total - moment + 2 * GIB
+    with pytest.raises(MachineError, match=r"activations of the evaluation with 2 GiB\. Set evaluation\.batch_size"):
+        check_fits(planned(job(), GIB, extractors=1, evaluation=2 * GIB), job(), lambda changed: judged)
 
 
 def test_what_weights_alone_exceed_is_sharded_first() -> None:

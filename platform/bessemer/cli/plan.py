@@ -38,8 +38,8 @@ def plan(
 
     spec = load_job(job, [*(set_ or ()), *([f"resources.workers={workers}"] if workers is not None else [])])
     on = target(device, spec)
-    made, note = plan_job(spec, on, efficiency)
-    if note is not None:
+    made, notes = plan_job(spec, on, efficiency)
+    for note in notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
         echo_json(made.as_dict())
@@ -62,10 +62,11 @@ def _print(made: Plan) -> None:
             for name, size in [*made.parts.items(), ("total", made.total)]
         ],
     )
+    worst = "an evaluation" if made.worst == "evaluation" else f"update {made.worst}"
     if made.host:
         typer.echo(f"and {human_bytes(made.host)} in the host's memory, where the optimizer is")
     if made.memory is not None:
-        typer.echo(f"{human_bytes(made.memory)} are there; the worst moment is in update {made.worst}")
+        typer.echo(f"{human_bytes(made.memory)} are there; the worst moment is in {worst}")
     typer.echo()
     table(
         ("UPDATE", "NETWORK", "STEPS PER ITERATION", "SECOND ORDER", "TFLOP", "SENT", "NEEDS"),

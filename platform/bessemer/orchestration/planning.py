@@ -10,6 +10,7 @@ import torch
 
 from bessemer.data.manifest import MANIFEST, Manifest
 from bessemer.data.stream import CACHE_LIMIT
+from bessemer.orchestration.evaluation_costs import evaluation_cost
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import System
 from bessemer.systems.registry import build
@@ -19,8 +20,10 @@ from bessemer.training.plan import Plan, Target, check_fits, make_plan, target
 __all__ = ["check_memory", "plan_job"]
 
 
-def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, str | None]:
-    """The plan of a job; where its data set is not here, by the preset's own shape, which a note then says.
+def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, list[str]]:
+    """The plan of a job, and notes on what it does not know.
+
+    Where the data set is not here, the job is planned by the preset's own shape.
 
     Raises:
         BessemerError: the job's system or data set is wrong.
@@ -40,14 +43,20 @@ def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, 
 
     with torch.device("meta"):
         check_training(job.training, build_system())
+    cost = evaluation_cost(job.evaluation, build_system, host=on.host)
+    notes = [] if note is None else [note]
+    if cost.uncounted:
+        notes.append(f"memory of extractors that are not on this machine is left out: {', '.join(cost.uncounted)}")
     made = make_plan(
         job,
         build_system,
         on,
         efficiency=efficiency,
         decoded_bytes=decoded,
+        extractors=cost.extractors,
+        evaluation=cost.moment,
     )
-    return made, note
+    return made, notes
 
 
 def _this_machine(job: JobSpec) -> Target:

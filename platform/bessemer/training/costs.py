@@ -69,7 +69,7 @@ class LiveBytes(FlopCount):  # type: ignore[no-untyped-call]  # torch's class ha
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.live = 0
-        self.peak = 0
+        self.peak: int = 0
         self._bytes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
 
     def __torch_dispatch__(

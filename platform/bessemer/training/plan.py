@@ -1,8 +1,7 @@
 """The plan of a job: memory of a worker by part, what it sends, operations, and the speed to expect.
 
 Memory is that of tensors. Workspaces of cuDNN, the allocator's gaps and, on the CPU, Python and its libraries come on
-top of it, and in the host's memory a copy of the state while a checkpoint is written. The feature extractor is there
-while metrics are computed, when no activations are.
+top of it, and in the host's memory a copy of the state while a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -26,10 +25,16 @@ from bessemer.training.zero_costs import Sharding, network_sizes
 
 __all__ = ["PARTS", "Plan", "Target", "UpdatePlan", "check_fits", "make_plan", "target"]
 
-PARTS = ("weights", "optimizer", "ema", "sampler", "data", "gradients", "reduction", "gathered", "activations")
+PARTS = (
+    *("weights", "optimizer", "ema", "sampler", "extractors", "data"),
+    *("gradients", "reduction", "gathered", "activations"),
+)
 """Parts of a worker's memory. `sampler` is the averaged network that is evaluated, `data` the decoded images that a
 CPU keeps; `reduction` holds what is exchanged, `gathered` the whole weights that ZeRO 3 has for a while; `gradients`,
 `reduction`, `gathered` and `activations` are of the worst moment."""
+
+EVALUATION = "evaluation"
+"""What :attr:`Plan.worst` says when no update needs the most."""
 
 _PROCESS = 700 << 20
 """Bytes of a process that has loaded Python, torch and DeepSpeed and done nothing yet."""
@@ -107,7 +112,9 @@ class Plan:
     """Bytes per worker in the host's memory for what is offloaded."""
     updates: Sequence[UpdatePlan]
     worst: str
-    """Update that needs the most."""
+    """Update that needs the most, or :data:`EVALUATION`."""
+    evaluation: int
+    """Bytes beyond what always lives, at the worst moment of an evaluation."""
     flops: float
     """Operations per iteration, of all workers."""
     sent: float
@@ -128,7 +135,14 @@ class Plan:
 
 
 def make_plan(
-    job: JobSpec, build: Callable[[], System], on: Target, *, efficiency: float = 0.35, decoded_bytes: int = 0
+    job: JobSpec,
+    build: Callable[[], System],
+    on: Target,
+    *,
+    efficiency: float = 0.35,
+    decoded_bytes: int = 0,
+    extractors: int = 0,
+    evaluation: int = 0,
 ) -> Plan:
     """Plan a job.
 
@@ -138,6 +152,8 @@ def make_plan(
         on: the device of each worker.
         efficiency: share of the device's peak to assume.
         decoded_bytes: of decoded images that each worker keeps in host memory.
+        extractors: bytes of the feature extractors.
+        evaluation: most bytes at once of drawing and judging, beyond weights.
     """
     training, workers, stage = job.training, job.resources.workers, job.training.zero_stage
     slices = job.slices // workers
@@ -164,6 +180,7 @@ def make_plan(
         "optimizer": 0 if offloads else optimizer,
         "ema": 0 if offloads else averages,
         "sampler": sum(sizes[n].whole for n in system.sampled_networks),
+        "extractors": extractors,
         "data": decoded_bytes if on.host else 0,
     }
     moments = [sharding.worst_moment(cost) for cost in costs]
@@ -180,8 +197,11 @@ def make_plan(
         )
         for cost, moment in zip(costs, moments, strict=True)
     ]
-    worst = max(range(len(updates)), key=lambda i: updates[i].memory)
-    parts = {**always, **moments[worst]}
+    by_name = {update.name: moment for update, moment in zip(updates, moments, strict=True)}
+    by_name[EVALUATION] = {**sharding.between_steps(), "gathered": 0, "activations": evaluation}
+    needs = {name: sum(moment.values()) for name, moment in by_name.items()}
+    worst = max(needs, key=lambda name: needs[name])
+    parts = {**always, **by_name[worst]}
     images = training.batch_size * max(cost.update.repeats for cost in costs)
     flops = sum(u.flops for u in updates)
     img_per_s = images * workers * on.peak * efficiency / flops
@@ -196,7 +216,8 @@ def make_plan(
         memory=on.memory,
         host=sharding.host(optimizer, averages),
         updates=updates,
-        worst=updates[worst].name,
+        worst=worst,
+        evaluation=needs[EVALUATION],
         flops=flops,
         sent=sum(u.sent for u in updates),
         images=images,
@@ -236,7 +257,8 @@ def check_fits(plan: Plan, job: JobSpec, replan: Callable[[JobSpec], Plan]) -> N
     if plan.memory is None or plan.total <= plan.memory:
         return
     part = max(plan.parts, key=lambda name: plan.parts[name])
-    where = f" of update {plan.worst}" if part == "activations" else ""
+    moment = "the evaluation" if plan.worst == EVALUATION else f"update {plan.worst}"
+    where = f" of {moment}" if part == "activations" else ""
     raise MachineError(
         f"memory: a worker needs {_gib(plan.total)} GiB, and {plan.device} has {_gib(plan.memory)} GiB for it; the "
         f"largest part is {part}{where} with {_gib(plan.parts[part])} GiB. {_advice(plan, job, part, replan)}"
@@ -246,6 +268,8 @@ def check_fits(plan: Plan, job: JobSpec, replan: Callable[[JobSpec], Plan]) -> N
 def _advice(plan: Plan, job: JobSpec, part: str, replan: Callable[[JobSpec], Plan]) -> str:
     assert plan.memory is not None
     training = job.training
+    if part == "activations" and plan.worst == EVALUATION:
+        return "Set evaluation.batch_size lower, or evaluation.beside to true."
     if part == "activations":
         # Activations grow with the images of a slice, or a little slower, so larger slices need not be tried.
         most = int(training.slice_size * plan.memory / plan.parts[part])

@@ -83,6 +83,17 @@ class Sharding:
         largest = 0 if self.stage == 3 else sum(s.largest for s in self.sizes.values())
         return optimizer + averages + shards + largest
 
+    def between_steps(self) -> dict[str, int]:
+        """Bytes of gradients and buckets that are there even when nothing is trained."""
+        sizes = self.sizes.values()
+        through = sum(s.largest for s in sizes) if self.offloads and self.stage < 3 else 0
+        if self.stage < 3:
+            return {"gradients": 0, "reduction": through}
+        return {
+            "gradients": 0 if self.offloads else sum(s.shard for s in sizes),
+            "reduction": sum(s.bucket for s in sizes),
+        }
+
     def worst_moment(self, cost: SliceCost) -> dict[str, int]:
         """Bytes beyond what always lives, when an update needs the most: in a slice, or in the step."""
         own = self.sizes[cost.update.network]
@@ -110,7 +121,7 @@ class Sharding:
             "activations": 0,
         }
         if self.offloads:  # gradients go to the host one by one, through a buffer that every network has
-            through = sum(s.largest for s in self.sizes.values())
+            through = self.between_steps()["reduction"]
             in_slice["reduction"] += through
             in_step |= {"gradients": 0 if self.stage == 2 else whole, "reduction": own.bucket + through}
         return [in_slice, in_step]
@@ -121,10 +132,7 @@ class Sharding:
         Every network always keeps its share of the gradients (unless offloaded), and a bucket. Weights are gathered a
         bucket ahead, which is there twice until all of it was used; `LIVE_BUCKETS` of them stay for the backward pass.
         """
-        always = {
-            "gradients": 0 if self.offloads else sum(s.shard for s in self.sizes.values()),
-            "reduction": sum(s.bucket for s in self.sizes.values()),
-        }
+        always = self.between_steps()
         live = sum(self._live(name, cost.calls[name]) for name in self.sizes)
         ahead = sum(s.bucket for name, s in self.sizes.items() if cost.calls[name])
         # A bucket that is full is laid out anew by worker to be sent; a network of one bucket does so at the end.

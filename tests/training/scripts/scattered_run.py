@@ -30,7 +30,7 @@ from bessemer.training.loop import Trainer
 from bessemer.training.plan import Target, make_plan
 from bessemer.training.rng import generator
 
-ITERATIONS = 6
+ITERATIONS = 4
 moved = {"reduced": 0, "scattered": 0, "gathered": 0}
 
 

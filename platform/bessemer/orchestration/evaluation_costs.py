@@ -1,0 +1,100 @@
+"""What an evaluation between updates needs of a worker's memory: extractors, and what drawing and judging take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bessemer.errors import EvaluationError
+from bessemer.evaluation.extractors import Extractor, get_extractor
+from bessemer.evaluation.names import parse_metric
+from bessemer.evaluation.sampling import SAMPLE_CHUNK
+from bessemer.spec.job import EvaluationSpec
+from bessemer.systems.contract import System
+from bessemer.training.costs import LiveBytes
+from bessemer.training.rng import generator
+
+__all__ = ["EvaluationCost", "evaluation_cost"]
+
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class EvaluationCost:
+    """Bytes that an evaluation takes."""
+
+    extractors: int
+    """Weights of the feature extractors, which stay loaded."""
+    moment: int
+    """The most beyond them at once: drawing a batch, or a forward pass of an extractor."""
+    uncounted: tuple[str, ...]
+    """Extractors that are not on this machine, so that nobody could look."""
+
+
+def evaluation_cost(spec: EvaluationSpec, build: Callable[[], System], *, host: bool) -> EvaluationCost:
+    """Cost of the job's evaluation for each worker. Runs each extractor once or twice; draws without computing.
+
+    Args:
+        spec: of the job.
+        build: makes the system; called where tensors have no values.
+        host: whether the workers are on the CPU, where extractors may cut what they are given.
+    """
+    with torch.device("meta"):
+        system = build()
+    c = system.config
+    state = [system.networks()[name] for name in system.sampled_networks]
+    gathered = sum(t.nbytes for network in state for t in network.state_dict().values())
+    if spec.beside:  # another process judges: the workers only gather the weights
+        return EvaluationCost(0, gathered, ())
+    batch = max(spec.batch_size // SAMPLE_CHUNK, 1) * SAMPLE_CHUNK
+    together = batch if spec.batch_size >= SAMPLE_CHUNK else spec.batch_size
+    images = batch * c.channels * c.resolution**2 * _FP32
+    # The chunks of a batch are put together when all are drawn, so that for a moment there are two copies.
+    moments = [gathered, images + _drawing(build, SAMPLE_CHUNK if spec.metrics else spec.grid), 2 * images]
+    weights, uncounted = 0, []
+    for name in dict.fromkeys(parse_metric(metric).extractor for metric in spec.metrics):
+        try:
+            extractor = get_extractor(name)
+        except EvaluationError:
+            uncounted.append(name)
+            continue
+        weights += _weights(extractor)
+        if host:
+            judging = _judging(extractor, together, c.channels, c.resolution)
+        else:  # all at once, so a straight line through two points tells
+            once, twice = (_judging(extractor, n, c.channels, c.resolution) for n in (1, 2))
+            judging = once + (together - 1) * (twice - once)
+        moments.append(images + images // _FP32 + judging)
+    return EvaluationCost(weights, max(moments), tuple(uncounted))
+
+
+def _drawing(build: Callable[[], System], count: int) -> int:
+    """Most bytes at once beyond weights while standing statistics are renewed, or `count` images drawn."""
+    with FakeTensorMode(), torch.no_grad():
+        system = build()
+        networks = [system.networks()[name] for name in system.sampled_networks]
+        for network in networks:
+            network.eval()
+        labels = torch.zeros(count, dtype=torch.int64)
+        with LiveBytes([t for n in networks for t in (*n.parameters(), *n.buffers())]) as live:
+            system.prepare_sampling(labels, generator("cpu", 0, "standing"))
+            system.sample(labels, generator("cpu", 0, "sample"))
+    return int(live.peak)
+
+
+def _weights(extractor: Extractor) -> int:
+    networks = [value for value in vars(extractor).values() if isinstance(value, nn.Module)]
+    return sum(t.nbytes for network in networks for t in (*network.parameters(), *network.buffers()))
+
+
+def _judging(extractor: Extractor, count: int, channels: int, resolution: int) -> int:
+    """Most bytes at once beyond weights while features of `count` images are computed."""
+    images = torch.zeros(count, 3 if channels == 3 else 1, resolution, resolution, dtype=torch.uint8)
+    networks = [value for value in vars(extractor).values() if isinstance(value, nn.Module)]
+    with LiveBytes([images, *(t for n in networks for t in (*n.parameters(), *n.buffers()))]) as live:
+        extractor.features(images)
+    return int(live.peak)
