@@ -24,7 +24,7 @@ def ran(cwd: Path, *command: object) -> str:
     return done.stdout
 
 
-def test_bits_per_dim_falls_and_is_reproduced(tmp_path: Path) -> None:
+def test_bits_per_dim_falls_and_more_draws_lower_it(tmp_path: Path) -> None:
     pack("digits", tmp_path / "digits", size=32, limit=100)
     pack("digits", tmp_path / "others", size=32, limit=40)
     short = [
@@ -44,10 +44,9 @@ def test_bits_per_dim_falls_and_is_reproduced(tmp_path: Path) -> None:
     values = [r["value"] for r in records]
     assert values[1] < values[0] - 1
     main = "from bessemer.cli import main; main()"
-    again = json.loads(ran(tmp_path, "-c", main, "evaluate", "runs/nvae", "--json"))
-    assert again[0]["value"] == pytest.approx(values[1], rel=1e-6)
-    tighter = json.loads(ran(tmp_path, "-c", main, "evaluate", "runs/nvae", "--importance-samples", 20, "--json"))
-    assert tighter[0]["value"] < values[1]
-    assert tighter[0]["reference_hash"] != again[0]["reference_hash"]
+    (tighter,) = json.loads(ran(tmp_path, "-c", main, "evaluate", "runs/nvae", "--importance-samples", 20, "--json"))
+    assert values[1] - 0.5 < tighter["value"] < values[1]
+    assert tighter["importance_samples"] == 20
+    assert tighter["reference_hash"] != records[1]["reference_hash"]
     system, _ = load_snapshot(run / "snapshots" / "kimg-000001.600")
     assert system.config.channels == 1, "taken from the data"
