@@ -1,8 +1,8 @@
 """Writing shards beside `webdataset.ShardWriter`, and packing as a whole, in seconds of CPU: 256-pixel JPEGs.
 
-Goal: our writer, with sha256 of the shard and crc32 and offset of each sample, takes at most 1/1.5 of ShardWriter, which
-has none of these. Both get the same bytes and write to the same disk. `decoded` says what checking every image by decoding
-it adds, which only we do; it has no goal.
+Goal: our writer, with sha256 of the shard and crc32 and offset of each sample, takes at most 1/1.5 of ShardWriter,
+which has none of these. Both get the same bytes and write to the same disk. `decoded/pack` says what checking every
+image by decoding it adds, which only we do; it has no goal.
 """
 
 from __future__ import annotations
