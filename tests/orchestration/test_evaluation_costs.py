@@ -77,3 +77,12 @@ def test_extractors_weigh_what_their_weights_do(monkeypatch: pytest.MonkeyPatch,
     assert beside.extractors == 0
     assert beside.moment == sum(t.nbytes for t in generator.state_dict().values())
     assert beside.moment < cost.moment
+
+
+def test_likelihoods_need_no_extractor() -> None:
+    def nvae() -> System:
+        return build("nvae", "tiny32", {"width": 4, "standing_passes": 10**6})
+
+    cost = evaluation_cost(EvaluationSpec(metrics=("bits_per_dim",)), nvae, host=True)
+    assert (cost.extractors, cost.uncounted) == (0, ())
+    assert cost.moment > 0

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.extractors import Extractor, get_extractor
-from bessemer.evaluation.names import parse_metric
+from bessemer.evaluation.names import parse_metric, split_metrics
 from bessemer.evaluation.sampling import SAMPLE_CHUNK
 from bessemer.spec.job import EvaluationSpec
 from bessemer.systems.contract import System
@@ -56,7 +56,8 @@ def evaluation_cost(spec: EvaluationSpec, build: Callable[[], System], *, host: 
     # The chunks of a batch are put together when all are drawn, so that for a moment there are two copies.
     moments = [gathered, images + _drawing(build, SAMPLE_CHUNK if spec.metrics else spec.grid), 2 * images]
     weights, uncounted = 0, []
-    for name in dict.fromkeys(parse_metric(metric).extractor for metric in spec.metrics):
+    compared, _ = split_metrics(spec.metrics)
+    for name in dict.fromkeys(parse_metric(metric).extractor for metric in compared):
         try:
             extractor = get_extractor(name)
         except EvaluationError:
@@ -76,6 +77,8 @@ def _drawing(build: Callable[[], System], count: int) -> int:
     """Most bytes at once beyond weights while standing statistics are renewed, or `count` images drawn."""
     with FakeTensorMode(), torch.no_grad():
         system = build()
+        if getattr(system.config, "standing_passes", 0) > 1:  # each pass needs what the first does
+            system = type(system)(system.config.model_copy(update={"standing_passes": 1}))
         networks = [system.networks()[name] for name in system.sampled_networks]
         for network in networks:
             network.eval()
