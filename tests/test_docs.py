@@ -17,7 +17,7 @@ PAGES = [
     ROOT / "cluster/README.md",
     ROOT / "benchmarks/README.md",
 ]
-COMMAND = re.compile(r"(?:^|`|\s)(?:\.venv/bin/)?bessemer ((?:[a-z]+)(?: [^`\n|#]*)?)", re.MULTILINE)
+COMMAND = re.compile(r"(?:^|`|\s)(?:\.venv/bin/)?bessemer ((?:[a-z-]+)(?: [^`\n|#]*)?)", re.MULTILINE)
 
 
 def commands(page: str) -> list[list[str]]:

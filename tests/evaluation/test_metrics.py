@@ -4,7 +4,12 @@ from scipy import linalg
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.cleanfid_import import import_cleanfid
-from bessemer.evaluation.metrics import frechet_distance, gaussian_frechet_distance, kernel_distance
+from bessemer.evaluation.metrics import (
+    frechet_distance,
+    frechet_distance_infinity,
+    gaussian_frechet_distance,
+    kernel_distance,
+)
 
 
 def features(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -75,6 +80,30 @@ def test_frechet_distance_of_a_set_from_itself_is_zero(n: int) -> None:
     assert 0 <= frechet_distance(x, x) < 1e-9 * np.square(x).sum()
 
 
+@pytest.mark.parametrize("d", [6, 70])
+def test_infinite_frechet_distance_is_the_intercept_of_the_papers_line(d: int) -> None:
+    x, y = features(200, d, 10), features(300, d, 11, shift=0.2)
+    rng, counts, values = np.random.default_rng(3), [], []
+    for n in np.linspace(50, 200, 15).round().astype(int):  # Chong and Forsyth 2020, section 3
+        subset = x[rng.choice(200, n, replace=False)]
+        counts.append(n)
+        values.append(frechet_distance(subset, y) if d == 70 else by_sqrtm(subset, y))
+    (slope, intercept), covariance = np.polyfit(1 / np.array(counts), values, 1, cov=True)
+    found = frechet_distance_infinity(x, y, seed=3)
+    assert slope > 0
+    assert found.value == pytest.approx(intercept, rel=1e-6)
+    assert found.standard_error == pytest.approx(np.sqrt(covariance[1, 1]), rel=1e-6)
+
+
+def test_infinite_frechet_distance_removes_the_bias_of_few_images() -> None:
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(20000, 8))  # so many that only the other side is biased
+    few = [rng.normal(size=(240, 8)) for _ in range(40)]
+    plain = np.mean([frechet_distance(x, real) for x in few])
+    found = np.mean([frechet_distance_infinity(x, real).value for x in few])
+    assert abs(found) < plain / 4
+
+
 def test_kernel_distance_equals_sums_over_all_pairs() -> None:
     x, y = features(25, 6, 0), features(25, 6, 1, shift=0.2)
     assert kernel_distance(x, y).value == pytest.approx(by_loops(x, y), rel=1e-12)
@@ -83,6 +112,20 @@ def test_kernel_distance_equals_sums_over_all_pairs() -> None:
 def test_kernel_distance_equals_clean_fid_where_subsets_are_everything() -> None:
     x, y = features(60, 20, 2), features(60, 20, 3, shift=0.1)
     assert kernel_distance(x, y).value == pytest.approx(import_cleanfid("fid").kernel_distance(y, x), rel=1e-9)
+
+
+def test_distances_equal_torch_fidelity() -> None:
+    import torch
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    x, y = features(70, 20, 12), features(70, 20, 13, shift=0.1)
+    tensors = torch.from_numpy(x), torch.from_numpy(y)
+    statistics = [fid_features_to_statistics(t) for t in tensors]
+    fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(x, y) == pytest.approx(fid, rel=1e-6)
+    kid = kid_features_to_metric(*tensors, kid_subsets=2, kid_subset_size=70, kid_kernel="poly", verbose=False)
+    assert kernel_distance(x, y).value == pytest.approx(kid["kernel_inception_distance_mean"], rel=1e-6)
 
 
 def test_kernel_distance_of_subsets_is_the_mean_over_them() -> None:

@@ -8,10 +8,24 @@ from bessemer.evaluation.names import EXTRACTORS, METRICS, parse_metric
 
 
 def test_known_names_say_kind_and_extractor() -> None:
-    assert parse_metric("fid") == ("frechet", "inception")
-    assert parse_metric("fd_efflite0") == ("frechet", "efflite0")
-    assert parse_metric("kid_efflite0") == ("kernel", "efflite0")
-    assert parse_metric("kid_inception") == ("kernel", "inception")
+    assert parse_metric("fid") == ("fd", "inception")
+    assert parse_metric("fd_efflite0") == ("fd", "efflite0")
+    assert parse_metric("kid_inception") == ("kid", "inception")
+    assert parse_metric("precision_inception-pytorch-768") == ("precision", "inception-pytorch-768")
+    assert parse_metric("memorised_pixels") == ("memorised", "pixels")
+
+
+def test_distances_are_better_low_and_shares_high() -> None:
+    higher = {metric.kind for metric in METRICS.values() if metric.higher_is_better}
+    assert higher == {"precision", "recall", "density", "coverage", "is"}
+
+
+def test_the_inception_score_needs_a_classifier() -> None:
+    assert {m.extractor for m in METRICS.values() if m.kind == "is"} == {
+        "efflite0",
+        "inception",
+        "inception-tensorflow",
+    }
 
 
 def test_only_fid_hides_its_extractor() -> None:
@@ -30,6 +44,9 @@ def test_only_fid_hides_its_extractor() -> None:
         ("fid_inception", "fid"),
         ("kid", "kid_efflite0"),
         ("KID-Inception", "kid_inception"),
+        ("coverage", "coverage_efflite0"),
+        ("inception_score", "is_inception"),
+        ("precision_efflite", "precision_efflite0"),
     ],
 )
 def test_unknown_name_suggests_the_one_meant(written: str, meant: str) -> None:
@@ -38,7 +55,7 @@ def test_unknown_name_suggests_the_one_meant(written: str, meant: str) -> None:
 
 
 def test_nonsense_lists_what_is_known() -> None:
-    with pytest.raises(EvaluationError, match="Known: kid_efflite0, fd_efflite0, fid, kid_inception") as error:
+    with pytest.raises(EvaluationError, match=r"Kinds: kid, fd, .*Extractors: efflite0, inception") as error:
         parse_metric("zzz")
     assert "Did you mean" not in str(error.value)
 

@@ -77,11 +77,11 @@ class RunMaker:
         self.journal.write(
             "evaluation",
             nimg,
-            metric="kid_efflite0",
-            value=kid,
-            standard_error=0.01,
-            seconds=2.5,
-            **(self.protocol | protocol),
+            **(
+                {"metric": "kid_efflite0", "value": kid, "standard_error": 0.01, "seconds": 2.5}
+                | self.protocol
+                | protocol
+            ),
         )
 
     def grid(self, nimg: int) -> None:

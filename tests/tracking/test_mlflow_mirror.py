@@ -269,6 +269,14 @@ def test_protocols_do_not_share_a_metric(make_run: Any, database: Path) -> None:
     assert store.points("best/kid_efflite0") == [(0, 0.5), (1000, 0.4)]
 
 
+def test_the_best_of_a_share_is_the_highest(make_run: Any, database: Path) -> None:
+    run = make_run()
+    for nimg, value in ((0, 0.1), (1000, 0.6), (2000, 0.4)):
+        run.evaluate(nimg, value, metric="recall_efflite0", higher_is_better=True)
+    assert _mirror(run, "FINISHED")
+    assert Store(database).points("best/recall_efflite0") == [(0, 0.1), (1000, 0.6), (2000, 0.6)]
+
+
 def test_changed_job_becomes_a_tag(make_run: Any, database: Path) -> None:
     run = make_run().whole()
     assert _mirror(run, "FINISHED")

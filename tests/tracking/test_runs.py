@@ -67,6 +67,14 @@ def test_scores_are_of_one_protocol(make_run: Any) -> None:
     assert metric_scores(run.path, None) == metric_scores(run.path, "fid") == {}
 
 
+def test_the_best_of_a_share_is_the_highest(make_run: Any) -> None:
+    run = make_run()
+    for nimg, value in ((0, 0.1), (1000, 0.6), (2000, 0.4)):
+        run.evaluate(nimg, value, metric="recall_efflite0", higher_is_better=True)
+    assert (summarise(load_run(run.path)).best, summarise(load_run(run.path)).best_kimg) == (0.6, 1.0)
+    assert metric_scores(run.path, "recall_efflite0") == {0: -0.1, 1000: -0.6, 2000: -0.4}
+
+
 def test_old_journal_without_lock_is_stopped(make_run: Any) -> None:
     run = make_run()
     (run.path / "journal.jsonl").write_text('{"kind":"event","nimg":0,"time":1.7e9,"event":"started"}\n')

@@ -16,6 +16,7 @@ from bessemer.cli import (
     doctor,
     ema,
     evaluate,
+    extractors,
     mlflow_page,
     plan,
     quickstart,
@@ -68,13 +69,15 @@ app.command(short_help="Go on with an interrupted run.")(train.resume)
 app.command(short_help="List all runs.")(runs.runs)
 app.command(short_help="Write a run's page: samples, curves, provenance.")(report.report)
 app.command(short_help="Draw a grid of images.")(sample.sample)
-app.command(short_help="Compare generated images with the data set.")(evaluate.evaluate)
+app.command(short_help="Compare generated images with real ones.")(evaluate.evaluate)
+app.command("compare-sets", short_help="Compare two sets of images.")(evaluate.compare_sets)
 app.command(short_help="Serve MLflow's page of the runs.")(mlflow_page.mlflow)
 app.command(short_help="Check this machine, and say how to get what is missing.")(doctor.doctor)
 app.command(short_help="Print the JSON Schema of job files.")(schema.schema)
 app.add_typer(checkpoint.app, name="checkpoint", short_help="List, verify and export a run's checkpoints.")
 app.add_typer(data.app, name="data", short_help="Make the data sets that jobs read.")
 app.add_typer(ema.app, name="ema", short_help="Make averages of the weights, of any width.")
+app.add_typer(extractors.app, name="extractors", short_help="Show the extractors of metrics; fetch their weights.")
 app.add_typer(systems.app, name="systems", short_help="Show what can be trained.")
 
 

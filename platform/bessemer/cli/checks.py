@@ -205,15 +205,11 @@ def _extractors() -> Iterator[Finding]:
         return  # reported among the packages
     from bessemer.errors import EvaluationError
     from bessemer.evaluation.extractors import get_extractor
-    from bessemer.evaluation.files import cache_dir
-    from bessemer.evaluation.inception import INCEPTION_URL
-    from bessemer.evaluation.names import EXTRACTORS
+    from bessemer.evaluation.weights import WEIGHTS
 
-    fixes = {
-        "efflite0": f'{sys.executable} -m pip install "bessemer[efflite0]"',
-        "inception": f"curl --create-dirs --output-dir {cache_dir() / 'weights'} -O {INCEPTION_URL}",
-    }
-    for name in EXTRACTORS:
+    fixes = {"efflite0": f'{sys.executable} -m pip install "bessemer[efflite0]"'}
+    fixes |= {name: f"bessemer extractors get {name}" for name, file in WEIGHTS.items() if file.sha256}
+    for name in fixes:
         try:
             weights = get_extractor(name).weights_sha256
         except EvaluationError as e:

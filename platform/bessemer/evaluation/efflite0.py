@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.extractors import check_images, exact_arithmetic
 from bessemer.evaluation.resize import resize_bicubic
+from bessemer.evaluation.score import Head
 from bessemer.files import file_sha256
 
 __all__ = ["EffLite0", "fold", "load_network"]
@@ -35,6 +36,7 @@ class EffLite0:
     def __init__(self, device: torch.device) -> None:
         network, weights = load_network()
         self.weights_sha256 = file_sha256(weights)
+        self.head: Final = Head(network._fc.weight.detach().numpy(), network._fc.bias.detach().numpy())
         self._device = device
         self._network = fold(network).to(device)
         for parameter in self._network.parameters():  # Module.to(memory_format=...) has no typed overload

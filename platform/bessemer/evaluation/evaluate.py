@@ -1,4 +1,4 @@
-"""The evaluator: samples a system, compares its images with real ones, and says by which protocol.
+"""The evaluator: compares images, of a system or of others, with real ones, and says by which protocol.
 
 Work is dealt to workers in fixed batches of whole chunks, and each chunk has its own random generator. So the
 images, their features and the values are the same on any number of workers.
@@ -6,51 +6,42 @@ images, their features and the values are the same on any number of workers.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from bessemer.errors import EvaluationError
+from bessemer.evaluation.compute import Comparison, FeatureSet, Value
 from bessemer.evaluation.extractors import Extractor, get_extractor
-from bessemer.evaluation.files import cache_dir as default_cache_dir
-from bessemer.evaluation.metrics import frechet_distance, kernel_distance
-from bessemer.evaluation.names import parse_metric
+from bessemer.evaluation.images import RealImages
+from bessemer.evaluation.metrics import Gaussian
+from bessemer.evaluation.names import KINDS, Metric, MetricKind, parse_metric
 from bessemer.evaluation.records import EvaluationRecord
-from bessemer.evaluation.reference import (
-    RealImages,
-    load_reference,
-    reference_hash,
-    reference_ids,
-    reference_path,
-    save_reference,
-)
+from bessemer.evaluation.reference import Reference, reference_features, reference_hash
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, allocate_labels, draw_chunk, prepare, sampling_mode, to_uint8
+from bessemer.evaluation.team import ALONE, Features, Group, Moments, Progress, Team
 from bessemer.systems.contract import System
 
-__all__ = ["EvaluationRecord", "Gather", "Progress", "SampledWeights", "evaluate_system"]
+__all__ = ["Balance", "EvaluationRecord", "SampledWeights", "compare_images", "evaluate_system", "sampled_counts"]
 
-Features = NDArray[np.float32]
-Gather = Callable[[Any], list[Any]]
-"""Every worker's value, by rank, on every worker."""
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the images done and all images; on each worker for its own share."""
-
-_log = logging.getLogger(__name__)
+Balance = Literal["data", "uniform"]
 
 
 class SampledWeights(Protocol):
     """What evaluation asks about the weights; :class:`bessemer.systems.snapshot.SnapshotInfo` has it."""
 
     @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes."""
+
+    @property
     def class_counts(self) -> Sequence[int]:
-        """Training images of each class; labels are drawn in these proportions."""
+        """Training images of each class."""
 
     @property
     def ema(self) -> Mapping[str, Any]:
@@ -68,13 +59,13 @@ def evaluate_system(
     metrics: Sequence[str],
     *,
     samples: int,
+    real: int | None = None,
+    balance: Balance = "data",
     batch_size: int = 50,
     seed: int = 0,
     truncation: float | None = None,
     device: torch.device | str = "cpu",
-    rank: int = 0,
-    world: int = 1,
-    gather: Gather | None = None,
+    group: Group = ALONE,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> list[EvaluationRecord]:
@@ -84,16 +75,17 @@ def evaluate_system(
         system: with the weights to sample on `device`. Its standing statistics are renewed for `truncation`, and
             stay so; the mode of its modules is restored.
         info: classes and origin of the weights.
-        dataset: the real images; as many as `samples` are used, or all where there are fewer.
+        dataset: the real images.
         metrics: names, see :data:`bessemer.evaluation.names.METRICS`; the records come in this order.
         samples: images to generate.
+        real: real images to compare with; as many as `samples` if not given, and all of them for `memorised`. Where
+            there are fewer, all.
+        balance: labels of the generated images, in the proportions of the data set or the same number of each class.
         batch_size: images per forward pass of an extractor; taken in whole chunks of 32 when larger than that.
         seed: seed of the latents.
         truncation: truncation of the latents; ``None`` for none.
         device: device of the system and the extractors.
-        rank: this worker, from 0.
-        world: number of workers.
-        gather: collects a value from every worker; needed when `world` is more than 1.
+        group: this worker among the others.
         cache_dir: directory of reference features; ``<BESSEMER_CACHE or ~/.cache/bessemer>/reference`` if not given.
         progress: called after every batch.
 
@@ -105,128 +97,187 @@ def evaluate_system(
         DataError: a real image cannot be read.
     """
     started = time.perf_counter()
-    assert world == 1 or gather is not None, "several workers need `gather`"
-    wanted = {name: parse_metric(name) for name in metrics}
-    if not wanted:
+    _check_counts(samples, len(dataset))
+    plan = _plan(metrics, device, samples, real)
+    if not plan.wanted:
         return []
-    if min(samples, len(dataset)) < 2:
-        raise EvaluationError(
-            f"samples: {samples} generated and {len(dataset)} real images, but a distance needs 2 of each."
-        )
-    names: list[str] = list(dict.fromkeys(metric.extractor for metric in wanted.values()))
-    extractors = {name: get_extractor(name, device) for name in names}
-    team = _Team(rank, world, batch_size, gather or (lambda value: [value]), progress or (lambda *_: None))
-    directory = cache_dir or default_cache_dir() / "reference"
-    count = min(samples, len(dataset))
-    hashes = {name: reference_hash(dataset.manifest.hash, e, count) for name, e in extractors.items()}
-    real = {name: _real(dataset, e, count, directory, hashes[name], team) for name, e in extractors.items()}
-    fake = _generated(system, info, extractors, samples, seed, truncation, device, team)
-    if rank > 0:
+    team = Team(group, batch_size, progress or (lambda *_: None))
+    references = {
+        name: reference_features(dataset, extractor, plan.most_real(name, len(dataset)), cache_dir, team)
+        for name, extractor in plan.extractors.items()
+    }
+    labels = allocate_labels(sampled_counts(info.class_counts, balance), samples)
+    sides = {name: _Side.begin(plan, name, samples, references[name], device) for name in plan.extractors}
+    _generate(system, info, labels, sides.values(), (seed, truncation, balance), device, team)
+    for side in sides.values():
+        side.finish(samples, team)
+    if group.rank > 0:
         return []
-    values: list[tuple[float, float | None]] = []
-    for metric in wanted.values():
-        pair = fake[metric.extractor], real[metric.extractor]
-        values.append((frechet_distance(*pair), None) if metric.kind == "frechet" else kernel_distance(*pair))
-    seconds = time.perf_counter() - started
     profile = " ".join(f"{key}={value}" for key, value in sorted(info.ema.items()))
-    return [
-        EvaluationRecord(
-            metric=name,
-            value=value,
-            standard_error=error,
-            samples=samples,
-            reference_samples=len(real[metric.extractor]),
-            reference_hash=hashes[metric.extractor],
-            extractor=metric.extractor,
-            extractor_sha256=extractors[metric.extractor].weights_sha256,
-            preprocessing=extractors[metric.extractor].preprocessing,
-            seed=seed,
-            truncation=truncation,
-            weights=f"ema {profile}".strip(),
-            weights_sha256=info.weights_sha256,
-            seconds=seconds,
-        )
-        for (name, metric), (value, error) in zip(wanted.items(), values, strict=True)
-    ]
+    facts = {
+        "samples": samples,
+        "seed": seed,
+        "truncation": truncation,
+        "balance": balance,
+        "weights": f"ema {profile}".strip(),
+        "weights_sha256": info.weights_sha256,
+    }
+    ids = np.arange(samples)
+    classes = tuple(info.class_names)
+    found = {name: side.result(ids, labels, classes) for name, side in sides.items()}
+    return _records(plan, found, references, facts, started)
+
+
+def compare_images(
+    images: RealImages,
+    dataset: RealImages,
+    metrics: Sequence[str],
+    *,
+    samples: int | None = None,
+    real: int | None = None,
+    batch_size: int = 50,
+    device: torch.device | str = "cpu",
+    group: Group = ALONE,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> list[EvaluationRecord]:
+    """Compute metrics of images that others made against real ones; features of both sets are kept for the next time.
+
+    Args:
+        images: the images to judge.
+        dataset: the real images.
+        metrics: names, see :data:`bessemer.evaluation.names.METRICS`; the records come in this order.
+        samples: images of `images` to take, a fixed random choice; all if not given.
+        real: real images to take, likewise.
+        batch_size, device, group, cache_dir, progress: as for :func:`evaluate_system`.
+
+    Returns:
+        One record per metric on the first worker, nothing on the others.
+
+    Raises:
+        EvaluationError: unknown metric, missing extractor, too few images.
+        DataError: an image cannot be read.
+    """
+    started = time.perf_counter()
+    count = min(samples or len(images), len(images))
+    _check_counts(count, len(dataset))
+    plan = _plan(metrics, device, len(dataset), real)
+    if not plan.wanted:
+        return []
+    team = Team(group, batch_size, progress or (lambda *_: None))
+    found: dict[str, FeatureSet | Moments] = {}
+    references = {}
+    for name, extractor in plan.extractors.items():
+        found[name] = reference_features(images, extractor, count, cache_dir, team).features
+        references[name] = reference_features(dataset, extractor, plan.most_real(name, len(dataset)), cache_dir, team)
+    if group.rank > 0:
+        return []
+    facts = {
+        "samples": count,
+        "seed": None,
+        "truncation": None,
+        "balance": "given",
+        "weights": "images",
+        "weights_sha256": images.manifest.hash,
+    }
+    return _records(plan, found, references, facts, started)
+
+
+def sampled_counts(class_counts: Sequence[int], balance: Balance) -> list[int]:
+    """Proportions of the classes among generated images."""
+    return list(class_counts) if balance == "data" else [1] * len(class_counts)
 
 
 @dataclass(frozen=True)
-class _Team:
-    """This worker among the others, and how work is dealt: in batches of whole chunks, like cards."""
+class _Plan:
+    """What was asked for."""
 
-    rank: int
-    world: int
-    batch_size: int
-    gather: Gather
-    progress: Progress
+    wanted: dict[str, Metric]
+    extractors: dict[str, Extractor]
+    real: int
+    """Real images to compare with, at most."""
+    real_is_asked: bool
 
-    def batches(self, total: int, rank: int | None = None) -> Iterator[range]:
-        """Image numbers of each batch of this worker, or of another, for `total` images."""
-        size = max(self.batch_size // SAMPLE_CHUNK, 1) * SAMPLE_CHUNK
-        first = (self.rank if rank is None else rank) * size
-        for start in range(first, total, self.world * size):
-            yield range(start, min(start + size, total))
+    def kinds(self, extractor: str) -> set[MetricKind]:
+        """What is wanted of an extractor's features."""
+        return {metric.kind for metric in self.wanted.values() if metric.extractor == extractor}
 
-    def counted_batches(self, what: str, total: int) -> Iterator[range]:
-        """This worker's batches, with progress reported after each."""
-        own = list(self.batches(total))
-        images = sum(map(len, own))
-        done = 0
-        for batch in own:
-            yield batch
-            done += len(batch)
-            self.progress(what, done, images)
+    def real_count(self, kind: MetricKind, images: int) -> int:
+        """Real images that a kind of metric takes of `images`: copies are looked for among all of them."""
+        return images if kind == "memorised" and not self.real_is_asked else min(self.real, images)
 
-    def features(self, extractor: Extractor, images: torch.Tensor) -> Features:
-        """Features of one batch, in as many forward passes as the batch size asks for."""
-        passes = torch.split(images, max(self.batch_size, 1)) if self.batch_size < SAMPLE_CHUNK else (images,)
-        return np.concatenate([extractor.features(part).cpu().numpy() for part in passes])
-
-    def join(self, total: int, parts: Sequence[Features]) -> Features:
-        """The workers' features, each in the order of its batches, in the order of the images."""
-        whole = np.empty((total, parts[0].shape[1]), dtype=np.float32)
-        for rank, part in enumerate(parts):
-            ids = np.concatenate([np.empty(0, dtype=np.int64), *self.batches(total, rank)])
-            whole[ids.astype(np.int64)] = part
-        return whole
+    def most_real(self, extractor: str, images: int) -> int:
+        """Real images whose features are needed."""
+        return max(self.real_count(kind, images) for kind in self.kinds(extractor))
 
 
-def _real(dataset: RealImages, extractor: Extractor, count: int, directory: Path, key: str, team: _Team) -> Features:
-    """Features of the real images, from the cache if every worker finds them there."""
-    path = reference_path(directory, extractor, key)
-    kept = load_reference(path, key, (count, extractor.dimension))
-    if all(team.gather(kept is not None)) and kept is not None:
-        return kept
-    ids = reference_ids(len(dataset), count)
-    own = [
-        team.features(extractor, torch.from_numpy(dataset.read(ids[batch.start : batch.stop])))
-        for batch in team.counted_batches(f"real images, {extractor.name}", count)
-    ]
-    nothing = np.empty((0, extractor.dimension), dtype=np.float32)  # a worker may have no batch
-    features = team.join(count, team.gather(np.concatenate([nothing, *own])))
-    if kept is None:
-        try:
-            save_reference(path, key, features)
-        except OSError as e:
-            _log.warning("reference features are computed again next time: %s cannot be written (%s)", path, e)
-    return features
+def _plan(metrics: Sequence[str], device: torch.device | str, default: int, real: int | None) -> _Plan:
+    wanted = {name: parse_metric(name) for name in metrics}
+    names = dict.fromkeys(metric.extractor for metric in wanted.values())
+    extractors: dict[str, Extractor] = {name: get_extractor(name, device) for name in names}
+    return _Plan(wanted, extractors, default if real is None else real, real is not None)
 
 
-def _generated(
+def _check_counts(samples: int, real: int) -> None:
+    if min(samples, real) < 2:
+        raise EvaluationError(f"samples: {samples} generated and {real} real images, but a distance needs 2 of each.")
+
+
+@dataclass
+class _Side:
+    """Features of generated images by one extractor: all of them, or their sums where no metric needs more."""
+
+    extractor: Extractor
+    own: list[Features]
+    moments: Moments | None
+    features: Features | None = None
+
+    @classmethod
+    def begin(cls, plan: _Plan, name: str, samples: int, reference: Reference, device: torch.device | str) -> _Side:
+        extractor = plan.extractors[name]
+        d = extractor.dimension
+        # With no more images than dimensions the distance is computed from the images themselves.
+        if plan.kinds(name) <= {"fd"} and min(samples, len(reference.features)) > d:
+            mean = reference.features.features.mean(axis=0, dtype=np.float64)
+            return cls(extractor, [], Moments(mean, device))
+        return cls(extractor, [np.empty((0, d), dtype=np.float32)], None)
+
+    def add(self, features: torch.Tensor) -> None:
+        if self.moments is not None:
+            self.moments.add(features)
+        else:
+            self.own.append(features.cpu().numpy())
+
+    def result(self, ids: Any, labels: Any, classes: tuple[str, ...]) -> FeatureSet | Moments:
+        """What came together."""
+        if self.moments is not None:
+            return self.moments
+        assert self.features is not None
+        return FeatureSet(self.features, ids, labels, classes)
+
+    def finish(self, samples: int, team: Team) -> None:
+        """Bring the workers' shares together."""
+        if self.moments is not None:
+            team.group.sum(self.moments.sums)
+        else:
+            self.features = team.join(samples, team.group.gather(np.concatenate(self.own)))
+        self.own = []
+
+
+def _generate(
     system: System,
     info: SampledWeights,
-    extractors: Mapping[str, Extractor],
-    samples: int,
-    seed: int,
-    truncation: float | None,
+    labels: Any,
+    sides: Iterable[_Side],
+    protocol: tuple[int, float | None, Balance],
     device: torch.device | str,
-    team: _Team,
-) -> dict[str, Features]:
-    """Features of the generated images, by extractor."""
-    labels = allocate_labels(info.class_counts, samples)
-    own = {name: [np.empty((0, e.dimension), dtype=np.float32)] for name, e in extractors.items()}
-    bad = 0
-    prepare(system, info.class_counts, seed=seed, truncation=truncation, device=device)
+    team: Team,
+) -> None:
+    """Draw this worker's images, and hand their features to `sides`."""
+    seed, truncation, balance = protocol
+    samples, bad = len(labels), 0
+    counts = sampled_counts(info.class_counts, balance)
+    prepare(system, counts, seed=seed, truncation=truncation, device=device)
     with sampling_mode(system):
         for batch in team.counted_batches("generated images", samples):
             chunks = range(batch.start // SAMPLE_CHUNK, -(-batch.stop // SAMPLE_CHUNK))
@@ -234,12 +285,54 @@ def _generated(
                 [draw_chunk(system, labels, c, seed=seed, truncation=truncation, device=device) for c in chunks]
             )
             bad += int((~images.isfinite()).flatten(1).any(1).sum())
-            for name, extractor in extractors.items():
-                own[name].append(team.features(extractor, to_uint8(images.nan_to_num())))
-    gathered = team.gather((bad, {name: np.concatenate(parts) for name, parts in own.items()}))
-    if bad := sum(part[0] for part in gathered):  # every worker raises, so none waits for another
+            pixels = to_uint8(images.nan_to_num())
+            for side in sides:
+                side.add(team.features(side.extractor, pixels))
+    if bad := sum(team.group.gather(bad)):  # every worker raises, so none waits for another
         raise EvaluationError(
             f"generated images: {bad} of {samples} hold NaN or infinity; the run has diverged. "
             "Resume from an earlier checkpoint with a lower learning rate."
         )
-    return {name: team.join(samples, [part[1][name] for part in gathered]) for name in extractors}
+
+
+def _records(
+    plan: _Plan,
+    generated: Mapping[str, FeatureSet | Moments],
+    references: Mapping[str, Reference],
+    facts: Mapping[str, Any],
+    started: float,
+) -> list[EvaluationRecord]:
+    comparisons: dict[tuple[str, int], Comparison] = {}
+    values: list[tuple[Value, int]] = []
+    for metric in plan.wanted.values():
+        reference, own = references[metric.extractor], generated[metric.extractor]
+        real = reference.part(plan.real_count(metric.kind, reference.images))
+        if isinstance(own, Moments):
+            distance = own.gaussian().distance(Gaussian.fitted(real.features.astype(np.float64)))
+            values.append((Value(distance), len(real)))
+            continue
+        key = (metric.extractor, len(real))
+        if key not in comparisons:
+            comparisons[key] = Comparison(own, real, reference.extractor.head)
+        values.append((comparisons[key].value(metric.kind), len(real)))
+    seconds = time.perf_counter() - started
+    return [
+        EvaluationRecord(
+            metric=name,
+            value=found.value,
+            standard_error=found.standard_error,
+            higher_is_better=metric.higher_is_better,
+            estimator=KINDS[metric.kind].estimator,
+            reference_samples=count,
+            reference_hash=reference_hash(
+                references[metric.extractor].data_hash, plan.extractors[metric.extractor], count
+            ),
+            extractor=metric.extractor,
+            extractor_sha256=plan.extractors[metric.extractor].weights_sha256,
+            preprocessing=plan.extractors[metric.extractor].preprocessing,
+            details=found.details,
+            seconds=seconds,
+            **facts,
+        )
+        for (name, metric), (found, count) in zip(plan.wanted.items(), values, strict=True)
+    ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.names import EXTRACTORS
+from bessemer.evaluation.score import Head
 
 __all__ = ["Extractor", "check_images", "exact_arithmetic", "get_extractor"]
 
@@ -30,11 +31,15 @@ class Extractor(Protocol):
 
     @property
     def weights_sha256(self) -> str:
-        """Hash of the weights file."""
+        """Hash of the weights file; empty where there is none."""
 
     @property
     def preprocessing(self) -> str:
         """Name of resizing and scaling; changes whenever their result does."""
+
+    @property
+    def head(self) -> Head | None:
+        """Its classifier, where it has one."""
 
     def features(self, images: Tensor) -> Tensor:
         """Features [N, dimension] float32 of [N, 1 or 3, H, W] uint8 images, on the extractor's device.
@@ -52,26 +57,39 @@ def get_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
     """
     if name not in EXTRACTORS:
         raise EvaluationError(f"extractor {name!r}: there is none of this name; known: {', '.join(EXTRACTORS)}.")
-    device = torch.device(device)
-    if name == "efflite0":
-        return _efflite0(device)
-    from bessemer.evaluation.inception import find_weights
+    if name in ("efflite0", "pixels"):
+        return _without_weights(name, torch.device(device))
+    from bessemer.evaluation.weights import find_weights
 
-    return _inception(find_weights(), device)
+    family = "inception-pytorch" if name.startswith("inception-pytorch") else name.removesuffix("-tensorflow")
+    return _with_weights(name, find_weights(family), torch.device(device))
 
 
-@lru_cache(maxsize=2)
-def _efflite0(device: torch.device) -> Extractor:
+@lru_cache(maxsize=4)
+def _without_weights(name: str, device: torch.device) -> Extractor:
+    if name == "pixels":
+        from bessemer.evaluation.pixels import Pixels
+
+        return Pixels(device)
     from bessemer.evaluation.efflite0 import EffLite0
 
     return EffLite0(device)
 
 
-@lru_cache(maxsize=2)
-def _inception(weights: Path, device: torch.device) -> Extractor:
-    from bessemer.evaluation.inception import Inception
+@lru_cache(maxsize=4)
+def _with_weights(name: str, weights: Path, device: torch.device) -> Extractor:
+    if name.startswith("inception-pytorch"):
+        from bessemer.evaluation.inception import PytorchInception
 
-    return Inception(weights, device)
+        tap = name.removeprefix("inception-pytorch").removeprefix("-")
+        return PytorchInception(weights, device, int(tap or 2048))
+    if name.startswith("inception"):
+        from bessemer.evaluation.inception import Inception, TensorflowInception
+
+        return Inception(weights, device) if name == "inception" else TensorflowInception(weights, device)
+    from bessemer.evaluation.vit import Clip, DinoV2
+
+    return DinoV2(weights, device) if name == "dinov2" else Clip(weights, device)
 
 
 def check_images(images: Tensor) -> None:

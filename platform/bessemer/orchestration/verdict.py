@@ -27,30 +27,35 @@ def verdict_on(run: Path, spec: EvaluationSpec) -> Verdict | None:
     if not spec.metrics or (spec.stop_after_kimg is None and spec.rollback_at is None):
         return None
     curve = next((c for c in evaluation_curves(load_run(run)) if c.metric == spec.metrics[0]), None)
-    return None if curve is None else judge_curve(curve.points, spec)
+    return None if curve is None else judge_curve(curve.points, spec, curve.higher_is_better)
 
 
-def judge_curve(points: Sequence[Point], spec: EvaluationSpec) -> Verdict | None:
-    """Judge values of the first metric, in order of images seen; lower is better.
+def judge_curve(points: Sequence[Point], spec: EvaluationSpec, higher_is_better: bool = False) -> Verdict | None:
+    """Judge values of the first metric, in order of images seen.
 
-    A value is an improvement when it is less than the best one by more than its own standard error.
+    A value is an improvement when it is better than the best one by more than its own standard error.
     """
     if not points:
         return None
+    sign = -1.0 if higher_is_better else 1.0
     leader = points[0]
     for point in points:
-        if point.value < leader.value - (point.standard_error or 0.0):
+        if sign * point.value < sign * leader.value - (point.standard_error or 0.0):
             leader = point
     metric, last = spec.metrics[0], points[-1]
     if spec.rollback_at is not None:
         # Kernel distances scatter around zero: less than its own error is no scale to measure by.
-        best = min(points, key=lambda p: p.value)
+        best = min(points, key=lambda p: sign * p.value)
         scale = max(best.value, best.standard_error or 0.0)
-        if last.value > spec.rollback_at * scale and last.nimg > best.nimg:
+        if higher_is_better:
+            is_lost, how = last.value * spec.rollback_at < best.value, "less than one part in"
+        else:
+            is_lost, how = last.value > spec.rollback_at * scale, "more than"
+        if is_lost and last.nimg > best.nimg:
             return Verdict(
                 "rollback",
-                f"{metric} is {last.value:.4g} at {last.nimg / 1000:g} kimg, more than {spec.rollback_at:g} times its "
-                f"best, {best.value:.4g} at {best.nimg / 1000:g} kimg (evaluation.rollback_at)",
+                f"{metric} is {last.value:.4g} at {last.nimg / 1000:g} kimg, {how} {spec.rollback_at:g} "
+                f"{'of' if higher_is_better else 'times'} its best, {best.value:.4g} at {best.nimg / 1000:g} kimg (evaluation.rollback_at)",
                 latest=best.nimg,
             )
     if spec.stop_after_kimg is not None and last.nimg - leader.nimg >= spec.stop_after_kimg * 1000:

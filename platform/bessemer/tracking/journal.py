@@ -27,6 +27,7 @@ __all__ = ["PROTOCOL_FIELDS", "Entry", "Journal", "Record", "finite", "protocol_
 Record = dict[str, Any]
 
 PROTOCOL_FIELDS = (
+    "estimator",
     "samples",
     "reference_samples",
     "reference_hash",
@@ -35,6 +36,7 @@ PROTOCOL_FIELDS = (
     "preprocessing",
     "seed",
     "truncation",
+    "balance",
     "weights",
 )
 """Fields of an evaluation that must agree before two of its values may be compared."""

@@ -283,7 +283,8 @@ class _Transfer:
             if value is None:
                 return
             name = self._curve_name(record)
-            self._best[name] = min(value, self._best.get(name, value))
+            better = max if record.get("higher_is_better") is True else min
+            self._best[name] = better(value, self._best.get(name, value))
             yield f"evaluation/{name}", value
             yield f"best/{name}", self._best[name]  # MLflow's table shows the last value only
             error = finite(record.get("standard_error"))

@@ -60,11 +60,13 @@ _MARKED = frozenset(
 )
 _MOST_EVENTS_UNFOLDED = 12
 _PROTOCOL_LABELS = {
+    "estimator": "computed with",
     "samples": "generated images",
     "reference_samples": "real images",
     "reference_hash": "reference",
     "extractor_sha256": "extractor's weights",
     "seed": "seed of latents",
+    "balance": "classes as in",
     "weights": "weights sampled",
 }
 
@@ -181,7 +183,8 @@ def _metric_facts(curves: list[Curve]) -> list[str]:
         shown = f'<span class="last">{format_number(last.value)}</span>'
         if len(curve.points) > 1:
             shown = f"{format_number(first.value)} &rarr; {shown}"
-        detail = f"best {format_number(best.value)} at {format_number(best.nimg / 1000)} kimg, lower is better"
+        direction = "higher" if curve.higher_is_better else "lower"
+        detail = f"best {format_number(best.value)} at {format_number(best.nimg / 1000)} kimg, {direction} is better"
         facts.append(f'<div class="wide"><dt>{escape(curve.metric)}</dt><dd>{shown}<small>{detail}</small></dd></div>')
     return facts
 

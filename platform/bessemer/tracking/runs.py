@@ -73,9 +73,14 @@ class Curve:
     """Evaluations that gave no number."""
 
     @property
+    def higher_is_better(self) -> bool:
+        """Whether more is better, as the records say; distances are better the lower they are."""
+        return self.protocol.get("higher_is_better") is True
+
+    @property
     def best(self) -> Point:
-        """Lowest value: every metric that Bessemer computes is a distance."""
-        return min(self.points, key=lambda point: point.value)
+        """The best value."""
+        return (max if self.higher_is_better else min)(self.points, key=lambda point: point.value)
 
 
 @dataclass(frozen=True)
@@ -263,14 +268,17 @@ def evaluation_curves(run: Run) -> list[Curve]:
 
 
 def metric_scores(path: str | Path, metric: str | None) -> dict[int, float]:
-    """Images seen -> value of a metric so far, by the run's own protocol; nothing without a metric.
+    """Images seen -> how bad a metric says it was, by the run's own protocol; nothing without a metric.
+
+    The lower the better: values of a metric of which more is better have their sign turned.
 
     Raises:
         RunError: `path` is no run directory.
     """
     curves = evaluation_curves(load_run(path)) if metric is not None else []
     curve = next((curve for curve in curves if curve.metric == metric), None)
-    return {point.nimg: point.value for point in curve.points} if curve else {}
+    sign = -1.0 if curve and curve.higher_is_better else 1.0
+    return {point.nimg: sign * point.value for point in curve.points} if curve else {}
 
 
 def summarise(run: Run) -> RunSummary:

@@ -1,0 +1,146 @@
+"""Sets of images to compare: a packed data set, or images as others made them, in a folder or an archive."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bessemer.data.dataset import ShardedDataset
+from bessemer.data.decode import decode, read_header
+from bessemer.data.sources import Source, open_source
+from bessemer.errors import DataError
+
+__all__ = ["ImageFiles", "RealImages", "open_images", "read_in_groups"]
+
+
+class RealImages(Protocol):
+    """What evaluation asks of images; :class:`bessemer.data.dataset.ShardedDataset` has it."""
+
+    @property
+    def manifest(self) -> Any:
+        """Its `hash` names the images, its `classes` the classes."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[n] class of each image."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images [N, C, H, W] of these numbers."""
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    hash: str
+    classes: tuple[str, ...]
+
+
+class ImageFiles:
+    """Images in files of any size and format. Those without colour keep one channel; transparency is laid over white.
+
+    Two sets have the same hash when their files have the same names and contents.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        classes = sorted({entry.class_name for entry in source.entries})
+        index = {name: number for number, name in enumerate(classes)}
+        self.labels = np.array([index[entry.class_name] for entry in source.entries], dtype=np.int64)
+        digest = hashlib.sha256()
+        for entry in source.entries:
+            digest.update(f"{entry.class_name}/{entry.key}\n".encode() + hashlib.sha256(self._bytes(entry)).digest())
+        self.manifest = _Manifest(digest.hexdigest(), tuple(classes))
+
+    def __len__(self) -> int:
+        return len(self._source.entries)
+
+    def read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images [N, C, H, W] of these numbers.
+
+        Raises:
+            DataError: an image is damaged, or they differ in size.
+        """
+        groups = self.read_groups(ids)
+        if len(groups) != 1:
+            sizes = ", ".join(str(list(images.shape[1:])) for _, images in groups[:5])
+            raise DataError(f"{self._source.name}: its images differ in size ({sizes}); take one size at a time.")
+        return groups[0][1]
+
+    def read_groups(self, ids: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Positions in `ids`, and the images there as [N, C, H, W]: one pair for each shape.
+
+        Raises:
+            DataError: an image is damaged; names the file.
+        """
+        found: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = defaultdict(list)
+        for position, number in enumerate(ids.tolist()):
+            image = self._pixels(number)
+            found[image.shape].append((position, image))
+        return [
+            (np.array([p for p, _ in pairs], dtype=np.int64), np.stack([image for _, image in pairs]))
+            for pairs in found.values()
+        ]
+
+    def name(self, number: int) -> str:
+        """Path of an image below the folder."""
+        return str(self._source.entries[number].path)
+
+    def _bytes(self, entry: Any) -> bytes:
+        try:
+            return self._source.read(entry)
+        except ValueError as e:
+            raise self._damaged(str(entry.path), e) from None
+
+    def _pixels(self, number: int) -> NDArray[np.uint8]:
+        data = self._bytes(self._source.entries[number])
+        try:
+            image = decode(data, read_header(data))
+        except ValueError as e:
+            raise self._damaged(self.name(number), e) from None
+        if image.mode not in ("L", "RGB"):
+            if image.mode.startswith(("I", "F")):
+                raise self._damaged(self.name(number), ValueError(f"{image.mode} pixels have more than 8 bits"))
+            coloured = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured)
+            image = image.convert("RGB")
+        pixels = np.asarray(image, dtype=np.uint8)
+        return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+    def _damaged(self, name: str, error: Exception) -> DataError:
+        return DataError(f"{self._source.name}: {name} cannot be read: {error}; replace or remove it.")
+
+
+@contextmanager
+def open_images(place: str | Path) -> Iterator[RealImages]:
+    """A packed data set, by its directory or address; or else the images of a folder or an archive.
+
+    Raises:
+        DataError: there is nothing at `place`, or it holds no images.
+    """
+    if "://" in str(place) or (Path(place) / "manifest.json").is_file():
+        with ShardedDataset.open(place) as dataset:
+            yield dataset
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="bessemer-images-") as spool,
+        open_source(place, spool_folder=Path(spool)) as source,
+    ):
+        yield ImageFiles(source)
+
+
+def read_in_groups(images: RealImages, ids: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """Positions in `ids`, and the images there as [N, C, H, W]: one pair for each shape."""
+    if isinstance(images, ImageFiles):
+        return images.read_groups(ids)
+    return [(np.arange(len(ids)), images.read(ids))]

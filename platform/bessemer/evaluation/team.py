@@ -1,0 +1,124 @@
+"""Workers that evaluate together: how images are dealt to them, and how their features come together again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bessemer.evaluation.extractors import Extractor
+from bessemer.evaluation.metrics import Gaussian
+from bessemer.evaluation.sampling import SAMPLE_CHUNK
+
+__all__ = ["ALONE", "Features", "Group", "Moments", "Progress", "Team"]
+
+Features = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the images done and all images; on each worker for its own share."""
+
+
+class Group(Protocol):
+    """This worker among the others; :class:`bessemer.training.distributed.Workers` has it."""
+
+    @property
+    def rank(self) -> int:
+        """This worker, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, by rank, on every worker."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the workers, in place."""
+
+
+class _Alone:
+    rank, size = 0, 1
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+ALONE: Group = _Alone()
+"""The only worker."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This worker among the others, and how work is dealt: in batches of whole chunks, like cards."""
+
+    group: Group
+    batch_size: int
+    progress: Progress
+
+    def batches(self, total: int, rank: int | None = None) -> Iterator[range]:
+        """Image numbers of each batch of this worker, or of another, for `total` images."""
+        size = max(self.batch_size // SAMPLE_CHUNK, 1) * SAMPLE_CHUNK
+        first = (self.group.rank if rank is None else rank) * size
+        for start in range(first, total, self.group.size * size):
+            yield range(start, min(start + size, total))
+
+    def counted_batches(self, what: str, total: int) -> Iterator[range]:
+        """This worker's batches, with progress reported after each."""
+        own = list(self.batches(total))
+        images = sum(map(len, own))
+        done = 0
+        for batch in own:
+            yield batch
+            done += len(batch)
+            self.progress(what, done, images)
+
+    def features(self, extractor: Extractor, images: Tensor) -> Tensor:
+        """Features of one batch, in as many forward passes as the batch size asks for."""
+        passes = torch.split(images, max(self.batch_size, 1)) if self.batch_size < SAMPLE_CHUNK else (images,)
+        return torch.cat([extractor.features(part) for part in passes])
+
+    def join(self, total: int, parts: Sequence[Features]) -> Features:
+        """The workers' features, each in the order of its batches, in the order of the images."""
+        whole = np.empty((total, parts[0].shape[1]), dtype=np.float32)
+        for rank, part in enumerate(parts):
+            ids = np.concatenate([np.empty(0, dtype=np.int64), *self.batches(total, rank)])
+            whole[ids.astype(np.int64)] = part
+        return whole
+
+
+class Moments:
+    """Sums of features and of their products, in float64: what a Frechet distance needs, in one tensor to add up.
+
+    Sums are taken of differences from `origin`, such as the mean of the real features: so the covariance, a difference
+    of two sums, loses no digits where features are far from zero.
+
+    Args:
+        origin: [d] any vector, the same on every worker.
+        device: where the sums are kept.
+    """
+
+    def __init__(self, origin: NDArray[np.float64], device: torch.device | str = "cpu") -> None:
+        self._origin = torch.from_numpy(origin).to(device)
+        d = len(origin)
+        self.sums = torch.zeros(d + 1, d + 1, dtype=torch.float64, device=device)  # of [f, 1] [f, 1]'
+
+    def add(self, features: Tensor) -> None:
+        """Take [n, d] features in."""
+        ones = torch.ones(len(features), 1, dtype=torch.float64, device=features.device)
+        rows = torch.cat([features.double() - self._origin.to(features.device), ones], dim=1)
+        self.sums += (rows.T @ rows).to(self.sums.device)
+
+    def gaussian(self) -> Gaussian:
+        """Mean and unbiased covariance of all that were taken in."""
+        sums = self.sums.cpu().numpy()
+        count = sums[-1, -1]
+        mean = sums[:-1, -1] / count
+        cov = (sums[:-1, :-1] - count * np.outer(mean, mean)) / (count - 1)
+        return Gaussian(mean + self._origin.cpu().numpy(), cov, None)
