@@ -10,6 +10,7 @@ from bessemer.errors import EvaluationError
 from bessemer.evaluation.cleanfid_import import import_cleanfid
 from bessemer.evaluation.evaluate import compare_images, evaluate_system, sampled_counts
 from bessemer.evaluation.extractors import get_extractor
+from bessemer.evaluation.images import open_images
 from bessemer.evaluation.metrics import frechet_distance, frechet_distance_infinity, kernel_distance
 from bessemer.evaluation.neighbours import density_coverage, nearest, precision_recall, suspicious
 from bessemer.evaluation.pairs import draw_one, pair_figure
@@ -52,6 +53,36 @@ def test_fid_equals_clean_fid_on_the_same_images_in_files(
     )
     assert expected > 0.01
     assert record.value == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("mode", "metric"), [("clean", "fid"), ("legacy_tensorflow", "fd_inception-tensorflow")])
+def test_folders_have_clean_fids_distance_in_its_modes(
+    standin: Path, memory_data, tmp_path: Path, mode: str, metric: str
+) -> None:
+    for folder, count in (("fake", 40), ("real", 50)):
+        (tmp_path / folder).mkdir()
+        for i, image in enumerate(memory_data(count, size=24).images):
+            Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / folder / f"{i:03d}.png")
+    wrapper = import_cleanfid("inception_torchscript").InceptionV3W(
+        str(standin.parent), download=False, resize_inside=mode == "legacy_tensorflow"
+    )
+    expected = import_cleanfid("fid").compute_fid(
+        str(tmp_path / "fake"),
+        str(tmp_path / "real"),
+        mode=mode,
+        custom_feat_extractor=lambda x: wrapper(x)[:, :32],
+        num_workers=0,
+        device=torch.device("cpu"),
+        use_dataparallel=False,
+        verbose=False,
+    )
+    with open_images(tmp_path / "fake") as fake, open_images(tmp_path / "real") as real:
+        [record] = compare_images(fake, real, [metric])
+    assert expected > 0.01
+    assert record.value == pytest.approx(expected, rel=1e-3)
+    assert (record.samples, record.reference_samples) == (40, 50)
 
 
 def test_values_are_those_of_the_metrics_on_the_documented_images(standin: Path, toy, info, memory_data) -> None:

@@ -176,7 +176,9 @@ def test_dinov2s_positions_are_interpolated_as_its_authors_do(registers: int) ->
     else:
         grid = F.interpolate(grid, scale_factor=16.1 / 37, mode="bicubic")
     positions = torch.cat([state["pos_embed"][:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
-    found = dinov2_transformer(state).eval()(x)
+    network = dinov2_transformer(state).eval()
+    torch.testing.assert_close(network.positions, positions[0])
+    found = network(x)
     torch.testing.assert_close(found, dinov2_by_torch(state, x, positions), rtol=1e-3, atol=1e-3)
 
 

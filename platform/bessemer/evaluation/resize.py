@@ -47,10 +47,13 @@ def _weights(old: int, new: int, device: torch.device) -> Tensor:
 
 def resize_bicubic(images: Tensor, size: int) -> Tensor:
     """Resize [N, C, H, W] images with values in [0, 255] to [N, C, size, size] float32, clamped to [0, 255]."""
-    images = images.float()
-    height, width = images.shape[-2:]
+    x = images.float()
+    shape = (*x.shape[:2], size, size)
+    height, width = x.shape[-2:]
+    if (height, width) == (size, size):
+        return x.clamp(0, 255)
     if width != size:
-        images = images @ _weights(width, size, images.device).T
+        x = (x.reshape(-1, width) @ _weights(width, size, x.device).T).reshape(-1, height, size)  # one large product
     if height != size:
-        images = _weights(height, size, images.device) @ images
-    return images.clamp(0, 255)
+        x = _weights(height, size, x.device) @ x.reshape(-1, height, size)
+    return x.clamp_(0, 255).reshape(shape)
