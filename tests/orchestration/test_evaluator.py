@@ -124,6 +124,18 @@ def test_a_run_goes_back_when_its_metric_is_far_worse(
         assert verdict.action == "rollback"
 
 
+def test_a_share_is_judged_the_other_way_round() -> None:
+    rises, falls = points([0.1, 0.3, 0.5, 0.6], None), points([0.6, 0.5, 0.4, 0.2], None)
+    assert judge_curve(rises, spec(stop_after_kimg=3, rollback_at=2.0), higher_is_better=True) is None
+    stop = judge_curve(falls, spec(stop_after_kimg=3), higher_is_better=True)
+    assert stop is not None
+    assert "has not improved on 0.6 since 0 kimg" in stop.reason
+    back = judge_curve(falls, spec(rollback_at=2.0), higher_is_better=True)
+    assert back is not None
+    assert back.latest == 0
+    assert "less than 1/2 its best, 0.6" in back.reason
+
+
 JOB = """
 name: beside
 seed: 3

@@ -48,14 +48,14 @@ def judge_curve(points: Sequence[Point], spec: EvaluationSpec, higher_is_better:
         best = min(points, key=lambda p: sign * p.value)
         scale = max(best.value, best.standard_error or 0.0)
         if higher_is_better:
-            is_lost, how = last.value * spec.rollback_at < best.value, "less than one part in"
+            is_lost, how = last.value * spec.rollback_at < best.value, f"less than 1/{spec.rollback_at:g}"
         else:
-            is_lost, how = last.value > spec.rollback_at * scale, "more than"
+            is_lost, how = last.value > spec.rollback_at * scale, f"more than {spec.rollback_at:g} times"
         if is_lost and last.nimg > best.nimg:
             return Verdict(
                 "rollback",
-                f"{metric} is {last.value:.4g} at {last.nimg / 1000:g} kimg, {how} {spec.rollback_at:g} "
-                f"{'of' if higher_is_better else 'times'} its best, {best.value:.4g} at {best.nimg / 1000:g} kimg (evaluation.rollback_at)",
+                f"{metric} is {last.value:.4g} at {last.nimg / 1000:g} kimg, {how} its "
+                f"best, {best.value:.4g} at {best.nimg / 1000:g} kimg (evaluation.rollback_at)",
                 latest=best.nimg,
             )
     if spec.stop_after_kimg is not None and last.nimg - leader.nimg >= spec.stop_after_kimg * 1000:
