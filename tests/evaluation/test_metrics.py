@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from scipy import linalg
@@ -40,6 +42,15 @@ def by_loops(x: np.ndarray, y: np.ndarray) -> float:
 def test_frechet_distance_equals_the_matrix_square_root(n: int, m: int, d: int) -> None:
     x, y = features(n, d, 0), features(m, d, 1, shift=0.3)
     assert frechet_distance(x, y) == pytest.approx(by_sqrtm(x, y), rel=1e-10)
+
+
+def test_frechet_distance_is_the_same_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = features(200, 40, 0), features(150, 40, 1, shift=0.3)
+    with_zeros = np.pad(x, ((0, 0), (0, 3))), np.pad(y, ((0, 0), (0, 3)))  # singular, although there are many images
+    found = frechet_distance(x, y), frechet_distance(*with_zeros)
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+    monkeypatch.setitem(sys.modules, "scipy.linalg", None)
+    assert (frechet_distance(x, y), frechet_distance(*with_zeros)) == pytest.approx(found, rel=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")

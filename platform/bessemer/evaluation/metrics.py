@@ -140,10 +140,22 @@ class Gaussian:
         if self._is_small or other._is_small:
             cross = np.linalg.svd(self.factor.T @ other.factor, compute_uv=False).sum()
         else:
-            cross = np.sqrt(np.linalg.eigvalsh(other.factor.T @ self.cov @ other.factor).clip(0)).sum()
+            cross = np.sqrt(self._eigenvalues_of_product(other).clip(0)).sum()
         shift = self.mean - other.mean
         # rounding may go below zero
         return max(float(shift @ shift + self.trace + other.trace - 2 * cross), 0.0)
+
+    def _eigenvalues_of_product(self, other: Gaussian) -> Floats:
+        """Of ``cov_x cov_y``, as those of ``F' cov_x F``; where SciPy is, by LAPACK's reduction in place."""
+        try:
+            from scipy.linalg import LinAlgError, eigh
+        except ImportError:
+            return np.linalg.eigvalsh(other.factor.T @ self.cov @ other.factor).astype(np.float64, copy=False)
+        try:
+            found: Floats = eigh(self.cov, other.cov, type=2, eigvals_only=True, driver="gv", check_finite=False)
+        except LinAlgError:  # a covariance that is singular all the same has no Cholesky factor
+            found = np.linalg.eigvalsh(other.factor.T @ self.cov @ other.factor).astype(np.float64, copy=False)
+        return found
 
     @property
     def _is_small(self) -> bool:
