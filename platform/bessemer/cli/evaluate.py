@@ -176,7 +176,7 @@ def _evaluate_weights(
     from bessemer.cli.output import progress
     from bessemer.evaluation.evaluate import evaluate_system
     from bessemer.evaluation.images import open_images
-    from bessemer.evaluation.likelihood import LikelihoodRecord, evaluate_likelihood
+    from bessemer.evaluation.likelihood import evaluate_likelihood
     from bessemer.evaluation.pairs import draw_one
     from bessemer.systems.snapshot import load_snapshot
 
@@ -217,10 +217,11 @@ def _evaluate_weights(
         )
         if figure is not None:
             _write_figure(figure, records, draw_one(system, info, count, **protocol), dataset)
+    found: list[EvaluationRecord | LikelihoodRecord] = [*bounds, *records]
     if run is not None:
-        for record in (*bounds, *records):
+        for record in found:
             run.journal.write("evaluation", info.nimg, **record.as_dict())
-    _print([*bounds, *records], as_json, nimg=info.nimg)
+    _print(found, as_json, nimg=info.nimg)
 
 
 def _compare(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bessemer.data.dataset import ShardedDataset
 from bessemer.data.decode import decode, read_header
-from bessemer.data.sources import Source, open_source
+from bessemer.data.sources import Entry, Source, open_source
 from bessemer.errors import DataError
 
 __all__ = ["ImageFiles", "RealImages", "open_images", "read_in_groups"]
@@ -54,13 +54,14 @@ class ImageFiles:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        classes = sorted({entry.class_name for entry in source.entries})
-        index = {name: number for number, name in enumerate(classes)}
+        index = {name: number for number, name in enumerate(source.classes)}
         self.labels = np.array([index[entry.class_name] for entry in source.entries], dtype=np.int64)
         digest = hashlib.sha256()
         for entry in source.entries:
-            digest.update(f"{entry.class_name}/{entry.key}\n".encode() + hashlib.sha256(self._bytes(entry)).digest())
-        self.manifest = _Manifest(digest.hexdigest(), tuple(classes))
+            content = self._content(entry)
+            plain = content if isinstance(content, bytes) else f"{content.shape}".encode() + content.tobytes()
+            digest.update(f"{entry.class_name}/{entry.key}\n".encode() + hashlib.sha256(plain).digest())
+        self.manifest = _Manifest(digest.hexdigest(), tuple(source.classes))
 
     def __len__(self) -> int:
         return len(self._source.entries)
@@ -96,14 +97,21 @@ class ImageFiles:
         """Path of an image below the folder."""
         return str(self._source.entries[number].path)
 
-    def _bytes(self, entry: Any) -> bytes:
+    def _content(self, entry: Entry) -> bytes | NDArray[np.uint8]:
+        """An image file, or the pixels of a source that holds arrays."""
         try:
-            return self._source.read(entry)
+            return self._source.files.read(entry.path)
         except ValueError as e:
             raise self._damaged(str(entry.path), e) from None
 
     def _pixels(self, number: int) -> NDArray[np.uint8]:
-        data = self._bytes(self._source.entries[number])
+        content = self._content(self._source.entries[number])
+        if isinstance(content, bytes):
+            content = self._decoded(number, content)
+        return np.ascontiguousarray(content[None] if content.ndim == 2 else content.transpose(2, 0, 1))
+
+    def _decoded(self, number: int, data: bytes) -> NDArray[np.uint8]:
+        """[H, W] or [H, W, 3]."""
         try:
             image = decode(data, read_header(data))
         except ValueError as e:
@@ -114,8 +122,7 @@ class ImageFiles:
             coloured = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured)
             image = image.convert("RGB")
-        pixels = np.asarray(image, dtype=np.uint8)
-        return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+        return np.asarray(image, dtype=np.uint8)
 
     def _damaged(self, name: str, error: Exception) -> DataError:
         return DataError(f"{self._source.name}: {name} cannot be read: {error}; replace or remove it.")
