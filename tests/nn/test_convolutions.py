@@ -21,6 +21,9 @@ def test_weight_normalisation_is_torchs() -> None:
     plain.bias.data = layer.bias.data  # type: ignore[union-attr]
     x = torch.randn(2, 6, 8, 8, generator=_g(2), dtype=torch.float64)
     torch.testing.assert_close(layer(x), plain(x))
+    layer(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, plain.parametrizations.weight.original1.grad)
 
 
 def test_training_starts_from_the_drawn_weights() -> None:
