@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +57,7 @@ def evaluation_cost(spec: EvaluationSpec, build: Callable[[], System], *, host: 
     images = batch * c.channels * c.resolution**2 * _FP32
     # The chunks of a batch are put together when all are drawn, so that for a moment there are two copies.
     moments = [gathered, images + _drawing(build, SAMPLE_CHUNK if spec.metrics else spec.grid), 2 * images]
-    weights, uncounted = 0, []
+    weights, uncounted = 0, list[str]()
     compared, _ = split_metrics(spec.metrics)
     for name in dict.fromkeys(parse_metric(metric).extractor for metric in compared):
         try:
@@ -77,16 +79,39 @@ def _drawing(build: Callable[[], System], count: int) -> int:
     """Most bytes at once beyond weights while standing statistics are renewed, or `count` images drawn."""
     with FakeTensorMode(), torch.no_grad():
         system = build()
-        if getattr(system.config, "standing_passes", 0) > 1:  # each pass needs what the first does
-            system = type(system)(system.config.model_copy(update={"standing_passes": 1}))
         networks = [system.networks()[name] for name in system.sampled_networks]
-        for network in networks:
-            network.eval()
+        sampled = nn.ModuleList(networks).eval()
         labels = torch.zeros(count, dtype=torch.int64)
         with LiveBytes([t for n in networks for t in (*n.parameters(), *n.buffers())]) as live:
-            system.prepare_sampling(labels, generator("cpu", 0, "standing"))
+            with _two_passes(networks):
+                system.prepare_sampling(labels, generator("cpu", 0, "standing"))
+            sampled.eval()  # the pass that was left had changed it
             system.sample(labels, generator("cpu", 0, "sample"))
     return int(live.peak)
+
+
+class _Enough(Exception):  # noqa: N818  # nothing is wrong
+    """A layer is used for the third time."""
+
+
+@contextmanager
+def _two_passes(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Leave what is inside when a layer is used for the third time: further passes take the same memory again."""
+    uses: Counter[nn.Module] = Counter()
+
+    def count(module: nn.Module, _: object) -> None:
+        uses[module] += 1
+        if uses[module] == 3:
+            raise _Enough
+
+    hooks = [m.register_forward_pre_hook(count) for network in networks for m in network.modules()]
+    try:
+        yield
+    except _Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _weights(extractor: Extractor) -> int:

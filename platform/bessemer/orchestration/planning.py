@@ -46,7 +46,7 @@ def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, 
     cost = evaluation_cost(job.evaluation, build_system, host=on.host)
     notes = [] if note is None else [note]
     if cost.uncounted:
-        notes.append(f"memory of extractors that are not on this machine is left out: {', '.join(cost.uncounted)}")
+        notes.append(f"evaluation.metrics: the memory for {', '.join(cost.uncounted)} is not known here, and left out")
     made = make_plan(
         job,
         build_system,
