@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bessemer.data import dataset as module
+from bessemer.data import shard_files as module
 from bessemer.data.dataset import ShardedDataset
 from bessemer.data.pack import pack
 from bessemer.errors import DataError

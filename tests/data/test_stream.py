@@ -8,7 +8,7 @@ import torch
 
 from bessemer.data.dataset import ShardedDataset
 from bessemer.data.order import ElasticOrder
-from bessemer.data.stream import SliceStream
+from bessemer.data.stream import PixelBatch, SliceStream
 from bessemer.errors import DataError
 
 BATCH, SLICE = 16, 4
@@ -67,6 +67,21 @@ def test_images_are_the_ordered_pixels_mirrored_by_half(
                 flips += flipped
     total = len(expected) * BATCH
     assert abs(flips - total / 2) < 4 * (total / 4) ** 0.5
+
+
+def test_bytes_become_numbers_on_the_device_that_trains(
+    expected: list[list[torch.Tensor]], dataset: ShardedDataset
+) -> None:
+    for lane, batch in enumerate(stream(dataset).batch(0)):
+        assert isinstance(batch, PixelBatch)
+        assert (batch.pixels.dtype, batch.pixels.shape) == (torch.uint8, (SLICE, 16, 16, 3))
+        moved = batch.to(torch.device("cpu"), torch.channels_last)
+        assert moved.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.images.is_contiguous()
+        assert equal([moved.images, moved.labels], expected[0][2 * lane : 2 * lane + 2])
+        # What a device of its own computes from the bytes, not from the images that are there already.
+        assert torch.equal(batch._images(torch.device("cpu"), torch.channels_last), expected[0][2 * lane])
+        assert batch.to(torch.device("meta")).images.shape == (SLICE, 3, 16, 16)
 
 
 def test_white_is_one_and_black_is_minus_one(dataset: ShardedDataset) -> None:

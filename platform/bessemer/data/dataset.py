@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +13,11 @@ from numpy.typing import NDArray
 from bessemer.data.decode import decode_into
 from bessemer.data.index import Index, parse_index
 from bessemer.data.manifest import Manifest
+from bessemer.data.shard_files import LocalShards
 from bessemer.errors import DataError
 from bessemer.files import file_sha256
 
 __all__ = ["ShardedDataset"]
-
-_OPEN_SHARDS = 128
 
 
 class ShardedDataset:
@@ -37,13 +32,11 @@ class ShardedDataset:
         self._offsets: NDArray[np.int64] = index["offset"]
         self._lengths: NDArray[np.uint32] = index["length"]
         self._crc32: NDArray[np.uint32] = index["crc32"]
-        self.labels: NDArray[np.int64] = index["label"].astype(np.int64)
-        """[n] int64 class indices."""
-        self.labels.flags.writeable = False
+        self._labels: NDArray[np.uint32] = index["label"]
         self.shard_counts = [shard.samples for shard in manifest.shards]
         """Samples of each shard."""
         self._ends = np.cumsum(self.shard_counts)
-        self._files = _OpenFiles([directory / shard.name for shard in manifest.shards])
+        self._files = LocalShards([directory / shard.name for shard in manifest.shards])
 
     @classmethod
     def open(cls, path: str | Path, verify: Literal["sizes", "sha256"] = "sizes") -> ShardedDataset:
@@ -64,6 +57,15 @@ class ShardedDataset:
 
     def __len__(self) -> int:
         return self.manifest.samples
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[n] int64 class indices; made anew, so keep them."""
+        return self._labels.astype(np.int64)
+
+    def labels_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[N] int64 class indices of these samples."""
+        return self._labels[ids].astype(np.int64)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -87,12 +89,27 @@ class ShardedDataset:
             raise IndexError(f"ids {int(ids.min())}..{int(ids.max())} of a data set of {len(self)} samples")
         channels, height, width = self.shape
         images = np.empty((len(ids), height, width, channels), dtype=np.uint8)
+        self.read_into(ids, images)
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+    def read_into(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Decode images straight into `out`, pixels as the decoder lays them.
+
+        Args:
+            ids: [N] sample ids, each in ``range(len(self))``.
+            out: [N, H, W, C] uint8, C-contiguous.
+
+        Raises:
+            DataError: a sample is damaged; names shard, key and offset.
+        """
         shards = np.searchsorted(self._ends, ids, side="right")
+        numbers, offsets = ids.tolist(), self._offsets[ids].tolist()
+        lengths, checksums = self._lengths[ids].tolist(), self._crc32[ids].tolist()
         for shard in np.unique(shards).tolist():
             with self._files.opened(shard) as descriptor:
                 for row in np.flatnonzero(shards == shard).tolist():
-                    self._read_one(int(ids[row]), shard, descriptor, images[row])
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+                    place = _Place(numbers[row], shard, offsets[row], lengths[row], checksums[row])
+                    self._read_one(place, descriptor, out[row])
 
     def close(self) -> None:
         """Close the shards. Reading again opens them again."""
@@ -104,63 +121,30 @@ class ShardedDataset:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _read_one(self, number: int, shard: int, descriptor: int, out: NDArray[np.uint8]) -> None:
-        length = int(self._lengths[number])
+    def _read_one(self, place: _Place, descriptor: int, out: NDArray[np.uint8]) -> None:
         try:
-            data = os.pread(descriptor, length, int(self._offsets[number]))
-            if len(data) != length:
-                raise ValueError(f"the shard ends {length - len(data)} bytes too early")
-            if zlib.crc32(data) != self._crc32[number]:
+            data = os.pread(descriptor, place.length, place.offset)
+            if len(data) != place.length:
+                raise ValueError(f"the shard ends {place.length - len(data)} bytes too early")
+            if zlib.crc32(data) != place.crc32:
                 raise ValueError("its bytes changed since it was packed (crc32 differs)")
             decode_into(data, out)
         except (ValueError, OSError) as error:
             raise DataError(
-                f"{self.directory / self.manifest.shards[shard].name}: sample {number:08d} at byte "
-                f"{int(self._offsets[number])} is damaged: {error}; copy the shard again from where it was packed, or "
+                f"{self.directory / self.manifest.shards[place.shard].name}: sample {place.number:08d} at byte "
+                f"{place.offset} is damaged: {error}; copy the shard again from where it was packed, or "
                 f"pack the data set anew"
             ) from None
 
 
-class _OpenFiles:
-    """File descriptors of the shards most recently read, so that sets of many shards stay within the limit."""
+class _Place(NamedTuple):
+    """Where a sample lies, and its checksum."""
 
-    def __init__(self, paths: list[Path]):
-        self._paths = paths
-        self._lock = threading.Lock()
-        self._open: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, oldest use first
-        self._users: dict[int, int] = {}  # shard -> threads that read from it
-
-    @contextmanager
-    def opened(self, shard: int) -> Iterator[int]:
-        """A descriptor that stays open within the block."""
-        with self._lock:
-            if shard not in self._open:
-                try:
-                    self._open[shard] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise DataError(
-                        f"{self._paths[shard]} cannot be opened: {error.strerror}; put the shard back, or pack the "
-                        f"data set anew"
-                    ) from None
-            self._open.move_to_end(shard)
-            self._users[shard] = self._users.get(shard, 0) + 1
-            descriptor = self._open[shard]
-        try:
-            yield descriptor
-        finally:
-            with self._lock:
-                self._users[shard] -= 1
-                self._close_unused(keep=_OPEN_SHARDS)
-
-    def close(self) -> None:
-        with self._lock:
-            self._close_unused(keep=0)
-
-    def _close_unused(self, keep: int) -> None:
-        for shard in [shard for shard in self._open if not self._users.get(shard)]:
-            if len(self._open) <= keep:
-                return
-            os.close(self._open.pop(shard))
+    number: int
+    shard: int
+    offset: int
+    length: int
+    crc32: int
 
 
 def _check_shards(directory: Path, manifest: Manifest, verify: str) -> None:

@@ -6,22 +6,61 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from bessemer.data.buffers import Buffers
 from bessemer.data.dataset import ShardedDataset
 from bessemer.data.order import ElasticOrder, random_words
 from bessemer.systems.contract import Batch
 
-__all__ = ["CACHE_LIMIT", "SliceStream"]
+__all__ = ["CACHE_LIMIT", "PixelBatch", "SliceStream"]
 
 CACHE_LIMIT = 512 << 20
 """Decoded bytes up to which `cache="auto"` keeps a data set in memory, per worker."""
 
 _KEEP = 2
 """Batches kept for being asked for again: several updates of one iteration see the same images."""
+
+
+class PixelBatch(Batch):
+    """A slice as the decoder left it: one byte per value, until it is on the device that trains.
+
+    Args:
+        pixels: [N, H, W, C] uint8.
+        labels: [N] int64.
+        mirrored: [N] bool, images to flip left-right; None for none of them.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, mirrored: Tensor | None = None):
+        self.__dict__.update(pixels=pixels, labels=labels, mirrored=mirrored)
+
+    pixels: Tensor
+    mirrored: Tensor | None
+
+    @cached_property
+    def images(self) -> Tensor:
+        """[N, C, H, W], float32 in [-1, 1]."""
+        return self._images(self.pixels.device, torch.contiguous_format)
+
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+        """The batch on `device`: bytes travel there, and become numbers there."""
+        if device == self.pixels.device:
+            return Batch(self.images.to(memory_format=memory_format), self.labels)
+        return Batch(self._images(device, memory_format), self.labels.to(device, non_blocking=True))
+
+    def _images(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
+        pixels = self.pixels.to(device, non_blocking=True)
+        if self.mirrored is not None:
+            mirrored = self.mirrored.to(device, non_blocking=True)
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format)
+        # By a tensor: CUDA would multiply by a number's reciprocal, and white would not be 1.
+        return images.div_(torch.full((), 127.5, device=device)).sub_(1.0)
 
 
 class SliceStream:
@@ -39,6 +78,7 @@ class SliceStream:
         mirror: flip each image left-right with probability one half.
         threads: decoder threads that read ahead; 0 decodes in the calling thread.
         cache: `decoded` keeps every decoded image in memory, `none` does not, `auto` does below `CACHE_LIMIT`.
+        pinned: decode into page-locked memory, for copies to a GPU that the CPU does not wait for.
 
     Raises:
         DataError: the data set has fewer images than the batch has slices.
@@ -55,6 +95,7 @@ class SliceStream:
         mirror: bool = False,
         threads: int = 1,
         cache: str = "auto",
+        pinned: bool = False,
     ):
         if batch_size % slice_size:
             raise ValueError(f"batch_size {batch_size} is no multiple of slice_size {slice_size}")
@@ -70,9 +111,11 @@ class SliceStream:
         self._slice_size = slice_size
         self._slices = tuple(slices)
         self._mirror = mirror
-        size = len(dataset) * int(np.prod(dataset.shape))
+        channels, height, width = dataset.shape
+        size = len(dataset) * channels * height * width
         keep = cache == "decoded" or (cache == "auto" and size < CACHE_LIMIT)
         self._cache = _DecodedCache(dataset) if keep else None
+        self._buffers = Buffers((slice_size, height, width, channels), pinned=pinned)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bessemer-data") if threads else None
         # Far enough ahead that every thread has a slice to work on.
         self._ahead = max(1, -(-threads // max(1, len(self._slices))))
@@ -85,7 +128,7 @@ class SliceStream:
             nimg: real images seen so far over all workers.
 
         Returns:
-            One `Batch` per owned slice, on the CPU. Shared with later calls for the same `nimg`: not to be
+            One `PixelBatch` per owned slice, on the CPU. Shared with later calls for the same `nimg`: not to be
             changed in place.
 
         Raises:
@@ -129,16 +172,16 @@ class SliceStream:
 
     def _load(self, step: int, index: int) -> Batch:
         ids = self.order.ids(index, step * self._slice_size, self._slice_size)
-        pixels = self.dataset.read(ids) if self._cache is None else self._cache.read(ids)
+        pixels = self._buffers.take()
+        if self._cache is None:
+            self.dataset.read_into(ids, pixels.numpy())
+        else:
+            self._cache.read_into(ids, pixels.numpy())
+        mirrored = None
         if self._mirror:
             words = random_words(len(ids), self._seed, "mirror", step * self._batch_size, index)
-            flip = (words >> np.uint64(63)).astype(bool)
-            pixels[flip] = pixels[flip, :, :, ::-1]
-        # NumPy frees the GIL here and, unlike torch, starts no threads of its own.
-        images = pixels.astype(np.float32)
-        images /= 127.5
-        images -= 1.0
-        return Batch(torch.from_numpy(images), torch.from_numpy(self.dataset.labels[ids]))
+            mirrored = torch.from_numpy((words >> np.uint64(63)).astype(bool))
+        return PixelBatch(pixels, torch.from_numpy(self.dataset.labels_of(ids)), mirrored)
 
 
 class _DecodedCache:
@@ -146,16 +189,19 @@ class _DecodedCache:
 
     def __init__(self, dataset: ShardedDataset):
         self._dataset = dataset
-        self._images: NDArray[np.uint8] = np.empty((len(dataset), *dataset.shape), dtype=np.uint8)
+        channels, height, width = dataset.shape
+        self._images: NDArray[np.uint8] = np.empty((len(dataset), height, width, channels), dtype=np.uint8)
         self._filled = np.zeros(len(dataset), dtype=bool)
         self._lock = threading.Lock()
 
-    def read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """[N, C, H, W] uint8, a copy."""
+    def read_into(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """[N, H, W, C] uint8, copied to `out`."""
         missing = ids[~self._filled[ids]]
         if len(missing):
-            images = self._dataset.read(missing)
+            images = np.empty((len(missing), *self._images.shape[1:]), dtype=np.uint8)
+            self._dataset.read_into(missing, images)
             with self._lock:
                 self._images[missing] = images
                 self._filled[missing] = True
-        return self._images[ids]
+        # Without a mode, take() goes through a buffer of its own.
+        np.take(self._images, ids, axis=0, out=out, mode="clip")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor, nn
 
@@ -40,6 +41,10 @@ class Batch:
     """[N, C, H, W], float32 in [-1, 1]."""
     labels: Tensor
     """[N], int64 class indices; zeros where the data set has one class."""
+
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
+        """The batch on `device`, its images laid out as asked."""
+        return Batch(self.images.to(device, memory_format=memory_format), self.labels.to(device))
 
 
 @dataclass(frozen=True)

@@ -209,8 +209,7 @@ class Trainer:
 
     def _on_device(self, batch: Batch) -> Batch:
         layout = torch.channels_last if self.job.training.channels_last else torch.contiguous_format
-        images = batch.images.to(self.workers.device, memory_format=layout)
-        return Batch(images=images, labels=batch.labels.to(self.workers.device))
+        return batch.to(self.workers.device, layout)
 
     def _log(self) -> None:
         """Write the means since the last line to the journal, and go back if they are not finite."""
