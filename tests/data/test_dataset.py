@@ -59,13 +59,13 @@ def test_threads_share_few_open_files(packed: Path, truth: Truth, monkeypatch: p
         requests = [rng.integers(0, 60, 16) for _ in range(200)]
         for ids, images in zip(requests, pool.map(dataset.read, requests), strict=True):
             assert np.array_equal(images, truth[0][ids])
-        assert len(dataset._files._open) <= 1
+        assert len(dataset.shards._open) <= 1
 
 
 def test_reading_goes_on_after_close(dataset: ShardedDataset, truth: Truth) -> None:
     dataset.read(np.arange(60))
     dataset.close()
-    assert not dataset._files._open
+    assert not dataset.shards._open
     assert np.array_equal(dataset.read(np.arange(3)), truth[0][:3])
 
 

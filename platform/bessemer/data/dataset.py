@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,12 +13,21 @@ from numpy.typing import NDArray
 
 from bessemer.data.decode import decode_into
 from bessemer.data.index import Index, parse_index
-from bessemer.data.manifest import Manifest
+from bessemer.data.manifest import MANIFEST, Manifest
+from bessemer.data.quarantine import BadSample, Quarantine
+from bessemer.data.shard_cache import CachedShards, ShardCache, default_cache_directory
 from bessemer.data.shard_files import LocalShards
 from bessemer.errors import DataError
 from bessemer.files import file_sha256
+from bessemer.stores.opening import is_remote, open_store
+from bessemer.stores.store import MissingObjectError, Store
 
-__all__ = ["ShardedDataset"]
+__all__ = ["CACHE_BYTES", "ShardedDataset", "load_manifest"]
+
+CACHE_BYTES = 50 * 10**9
+"""Size of the node's cache of remote shards where nothing else is asked for."""
+
+_FIX = "copy it again from where it was packed, or pack the data set anew"
 
 
 class ShardedDataset:
@@ -26,9 +36,13 @@ class ShardedDataset:
     Open with :meth:`open`; any number of threads may read. Ids number the samples of all shards in order.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, index: Index):
-        self.directory = directory
+    def __init__(
+        self, place: str, manifest: Manifest, index: Index, shards: LocalShards, quarantine: Quarantine | None = None
+    ):
+        self.place = place
+        """Directory or URL, for messages."""
         self.manifest = manifest
+        # Views of the file as it is: 20 bytes per sample, and no more.
         self._offsets: NDArray[np.int64] = index["offset"]
         self._lengths: NDArray[np.uint32] = index["length"]
         self._crc32: NDArray[np.uint32] = index["crc32"]
@@ -36,41 +50,70 @@ class ShardedDataset:
         self.shard_counts = [shard.samples for shard in manifest.shards]
         """Samples of each shard."""
         self._ends = np.cumsum(self.shard_counts)
-        self._files = LocalShards([directory / shard.name for shard in manifest.shards])
+        self.shards = shards
+        self.quarantine = quarantine
+        """What replaces damaged samples; None stops at the first."""
 
     @classmethod
-    def open(cls, path: str | Path, verify: Literal["sizes", "sha256"] = "sizes") -> ShardedDataset:
+    def open(
+        cls,
+        path: str | Path,
+        verify: Literal["sizes", "sha256"] = "sizes",
+        *,
+        cache: ShardCache | None = None,
+        store: Store | None = None,
+        quarantine: Quarantine | None = None,
+    ) -> ShardedDataset:
         """Open a packed data set and check it against its manifest.
 
         Args:
-            path: directory that `bessemer data pack` wrote.
-            verify: `sizes` checks that every shard is there with its size and that the index is undamaged;
-                `sha256` reads all shards and checks their hashes too.
+            path: directory that `bessemer data pack` wrote, or the URL of a copy of it, such as ``s3://bucket/set``.
+            verify: for directories, `sizes` checks that every shard is there with its size and that the index is
+                undamaged; `sha256` reads all shards and checks their hashes too. Shards from a URL are checked when
+                they are fetched, always by size and hash.
+            cache: where shards from a URL are kept on this node; unset for the user's cache directory.
+            store: the store at `path`, where it is not one that :func:`bessemer.stores.open_store` opens.
+            quarantine: replaces damaged samples; unset stops at the first.
 
         Raises:
             DataError: files are missing or differ; names them.
+            StoreError: the store cannot be reached.
         """
-        directory = Path(path)
+        if store is None and is_remote(path):
+            store = open_store(path)
+        if store is not None:
+            cache = cache or ShardCache(default_cache_directory(), CACHE_BYTES)
+            manifest = _load_remote_manifest(store)
+            index = _check_index(cache.read(store, manifest.index), store.shown(manifest.index.name), manifest)
+            shards: LocalShards = CachedShards(store, manifest.shards, cache)
+            return cls(store.name, manifest, index, shards, quarantine)
+        directory = _directory(path)
         manifest = Manifest.load(directory)
         _check_shards(directory, manifest, verify)
-        return cls(directory, manifest, _read_index(directory, manifest))
+        index = _read_index(directory, manifest)
+        shards = LocalShards([directory / shard.name for shard in manifest.shards])
+        return cls(str(directory), manifest, index, shards, quarantine)
 
     def __len__(self) -> int:
         return self.manifest.samples
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.manifest.channels, self.manifest.resolution, self.manifest.resolution
+
+    @property
     def labels(self) -> NDArray[np.int64]:
-        """[n] int64 class indices; made anew, so keep them."""
+        """[n] int64 class indices; made anew each time."""
         return self._labels.astype(np.int64)
 
     def labels_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """[N] int64 class indices of these samples."""
         return self._labels[ids].astype(np.int64)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        return self.manifest.channels, self.manifest.resolution, self.manifest.resolution
+    def shards_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[N] number of the shard of each sample."""
+        return np.searchsorted(self._ends, ids, side="right")
 
     def read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Decoded images.
@@ -102,18 +145,22 @@ class ShardedDataset:
         Raises:
             DataError: a sample is damaged; names shard, key and offset.
         """
-        shards = np.searchsorted(self._ends, ids, side="right")
+        shards = self.shards_of(ids)
         numbers, offsets = ids.tolist(), self._offsets[ids].tolist()
         lengths, checksums = self._lengths[ids].tolist(), self._crc32[ids].tolist()
         for shard in np.unique(shards).tolist():
-            with self._files.opened(shard) as descriptor:
-                for row in np.flatnonzero(shards == shard).tolist():
-                    place = _Place(numbers[row], shard, offsets[row], lengths[row], checksums[row])
-                    self._read_one(place, descriptor, out[row])
+            rows = np.flatnonzero(shards == shard).tolist()
+            places = [_Place(numbers[row], shard, offsets[row], lengths[row], checksums[row]) for row in rows]
+            for place, reason in self._read_shard(shard, places, [out[row] for row in rows]).items():
+                row = rows[places.index(place)]
+                self._replace(place, reason, out[row])
+                for other in rows:  # the same sample twice in one request
+                    if numbers[other] == place.number and other != row:
+                        out[other] = out[row]
 
     def close(self) -> None:
         """Close the shards. Reading again opens them again."""
-        self._files.close()
+        self.shards.close()
 
     def __enter__(self) -> ShardedDataset:
         return self
@@ -121,20 +168,48 @@ class ShardedDataset:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _read_one(self, place: _Place, descriptor: int, out: NDArray[np.uint8]) -> None:
-        try:
-            data = os.pread(descriptor, place.length, place.offset)
-            if len(data) != place.length:
-                raise ValueError(f"the shard ends {place.length - len(data)} bytes too early")
-            if zlib.crc32(data) != place.crc32:
-                raise ValueError("its bytes changed since it was packed (crc32 differs)")
-            decode_into(data, out)
-        except (ValueError, OSError) as error:
+    def _read_shard(self, shard: int, places: Sequence[_Place], out: Sequence[NDArray[np.uint8]]) -> dict[_Place, str]:
+        """Decode samples of one shard; what could not be read, and why."""
+        failed: dict[_Place, str] = {}
+        for again in (False, True):
+            with self.shards.opened(shard) as descriptor:
+                for place, pixels in zip(places, out, strict=True):
+                    known = self.quarantine.reason(place.number) if self.quarantine is not None else None
+                    reason = known or _read_sample(descriptor, place, pixels)
+                    if reason is not None:
+                        failed[place] = reason
+            if not failed or again or not self.shards.repair(shard):
+                break
+            failed = {}
+        return failed
+
+    def _replace(self, place: _Place, reason: str, out: NDArray[np.uint8]) -> None:
+        """Put the substitute of a damaged sample in its place, or raise."""
+        shard = self.manifest.shards[place.shard].name
+        fault = (
+            f"{self.place.rstrip('/')}/{shard}: sample {place.number:08d} at byte {place.offset} is damaged: {reason}"
+        )
+        if self.quarantine is None:
             raise DataError(
-                f"{self.directory / self.manifest.shards[place.shard].name}: sample {place.number:08d} at byte "
-                f"{place.offset} is damaged: {error}; copy the shard again from where it was packed, or "
-                f"pack the data set anew"
-            ) from None
+                f"{fault}; copy the shard again from where it was packed, pack the data set anew, or let "
+                f"data.on_bad_sample: quarantine replace it"
+            )
+        if self.quarantine.reason(place.number) is None:
+            self.quarantine.add(BadSample(place.number, shard, place.offset, reason))
+        for number in self.quarantine.candidates(place.number, self._labels):
+            if self.quarantine.reason(number) is not None:
+                continue
+            ids = np.array([number])
+            other = int(self.shards_of(ids)[0])
+            found = _Place(number, other, *(int(a[number]) for a in (self._offsets, self._lengths, self._crc32)))
+            failed = self._read_shard(other, [found], [out])
+            if not failed:
+                return
+            name = self.manifest.shards[other].name
+            self.quarantine.add(BadSample(number, name, found.offset, failed[found]))
+        raise DataError(
+            f"{fault}; none of its class could replace it: copy the shards again from where they were packed"
+        )
 
 
 class _Place(NamedTuple):
@@ -145,6 +220,48 @@ class _Place(NamedTuple):
     offset: int
     length: int
     crc32: int
+
+
+def _read_sample(descriptor: int, place: _Place, out: NDArray[np.uint8]) -> str | None:
+    """Decode one sample into `out`; why not, if it is damaged."""
+    try:
+        data = os.pread(descriptor, place.length, place.offset)
+        if len(data) != place.length:
+            return f"the shard ends {place.length - len(data)} bytes too early"
+        if zlib.crc32(data) != place.crc32:
+            return "its bytes changed since it was packed (crc32 differs)"
+        decode_into(data, out)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+def load_manifest(path: str | Path, store: Store | None = None) -> Manifest:
+    """The manifest of a packed data set in a directory or at a URL; arguments as for :meth:`ShardedDataset.open`.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+        StoreError: the store cannot be reached.
+    """
+    if store is None and not is_remote(path):
+        return Manifest.load(_directory(path))
+    return _load_remote_manifest(store or open_store(path))
+
+
+def _directory(path: str | Path) -> Path:
+    """The directory of a path or a ``file://`` URL."""
+    return open_store(path).root if str(path).startswith("file:") else Path(path)  # type: ignore[attr-defined]
+
+
+def _load_remote_manifest(store: Store) -> Manifest:
+    try:
+        data = store.read(MANIFEST)
+    except MissingObjectError:
+        raise DataError(
+            f"data set {store.name} has no {MANIFEST}, so it is no packed data set; pack one and upload the whole "
+            f"directory, {MANIFEST} last"
+        ) from None
+    return Manifest.parse(data, store.shown(MANIFEST))
 
 
 def _check_shards(directory: Path, manifest: Manifest, verify: str) -> None:
@@ -178,24 +295,22 @@ def _read_index(directory: Path, manifest: Manifest) -> Index:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}; copy it again from where it was packed, or pack the data set "
-            f"anew"
-        ) from None
-    index = parse_index(
+        raise DataError(f"{path} cannot be read: {error.strerror}; {_FIX}") from None
+    index = _check_index(data, path, manifest)
+    # After the parser, which says what is wrong; this says that something is.
+    if file_sha256(path) != manifest.index.sha256:
+        raise DataError(f"{path}: its content differs from the manifest (sha256); {_FIX}")
+    return index
+
+
+def _check_index(data: bytes, source: Path | str, manifest: Manifest) -> Index:
+    return parse_index(
         data,
-        path,
+        source,
         shard_bytes=[shard.bytes for shard in manifest.shards],
         shard_samples=[shard.samples for shard in manifest.shards],
         class_counts=list(manifest.class_counts),
     )
-    # After the parser, which says what is wrong; this says that something is.
-    if file_sha256(path) != manifest.index.sha256:
-        raise DataError(
-            f"{path}: its content differs from the manifest (sha256); copy it again from where it was packed, or pack "
-            f"the data set anew"
-        )
-    return index
 
 
 def _some(items: list[str], most: int = 5) -> str:

@@ -16,6 +16,9 @@ from torch import Tensor
 from bessemer.data.buffers import Buffers
 from bessemer.data.dataset import ShardedDataset
 from bessemer.data.order import ElasticOrder, random_words
+from bessemer.data.prefetch import Prefetcher
+from bessemer.data.shard_cache import CachedShards
+from bessemer.errors import DataError
 from bessemer.systems.contract import Batch
 
 __all__ = ["CACHE_LIMIT", "PixelBatch", "SliceStream"]
@@ -81,7 +84,8 @@ class SliceStream:
         pinned: decode into page-locked memory, for copies to a GPU that the CPU does not wait for.
 
     Raises:
-        DataError: the data set has fewer images than the batch has slices.
+        DataError: the data set has fewer images than the batch has slices, or the node's cache of remote shards cannot
+            hold what is read at the same time.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class SliceStream:
         # Far enough ahead that every thread has a slice to work on.
         self._ahead = max(1, -(-threads // max(1, len(self._slices))))
         self._steps: OrderedDict[int, list[Future[Batch]]] = OrderedDict()
+        self._prefetcher = self._prefetch(dataset.shards) if isinstance(dataset.shards, CachedShards) else None
 
     def batch(self, nimg: int) -> list[Batch]:
         """The owned slices of the batch that starts at `nimg` images, in the order of `slices`.
@@ -135,6 +140,8 @@ class SliceStream:
             DataError: a sample of this batch is damaged.
         """
         step = nimg // self._batch_size
+        if self._prefetcher is not None:
+            self._prefetcher.moved_to(step)
         wanted = self._submit(step)
         if self._pool is not None:
             for later in range(step + 1, step + 1 + self._ahead):
@@ -144,9 +151,31 @@ class SliceStream:
 
     def close(self) -> None:
         """Stop reading ahead."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._steps.clear()
+
+    def _prefetch(self, shards: CachedShards) -> Prefetcher:
+        needed = self._upcoming(0)
+        together = sum(shards.records[shard].bytes for shard in needed)
+        if together > shards.cache.limit:
+            raise DataError(
+                f"data.cache_gb: {shards.cache.limit / 1e9:g} is too small: one worker reads from {len(needed)} shards "
+                f"of {self.dataset.place} at a time, which have {together / 1e9:.3g} GB; raise it to twice that"
+            )
+        return Prefetcher(shards, self._upcoming, every=max(1, self.order.window // (8 * self._slice_size)))
+
+    def _upcoming(self, step: int) -> list[int]:
+        """Shards that hold the next window of images of each owned lane, those that are needed first before others."""
+        first: dict[int, int] = {}
+        for index in self._slices:
+            ids = self.order.ids(index, step * self._slice_size, self.order.window)
+            shards, at = np.unique(self.dataset.shards_of(ids), return_index=True)
+            for shard, place in zip(shards.tolist(), at.tolist(), strict=True):
+                first[shard] = min(place, first.get(shard, place))
+        return sorted(first, key=lambda shard: first[shard])
 
     def _submit(self, step: int) -> list[Future[Batch]]:
         if step in self._steps:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bessemer.data.dataset import ShardedDataset
-from bessemer.errors import CheckpointError, DataError, RunError
+from bessemer.data.opening import open_job_data
+from bessemer.errors import CheckpointError, DataError, RunError, StoreError
 from bessemer.evaluation.sampling import recompute_batch_norm
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import EmaSpec
@@ -92,9 +92,9 @@ def _classes(run: RunDirectory, data_hash: str) -> tuple[list[str], list[int]]:
             return info.class_names, info.class_counts
     path = run.job().data.path
     try:
-        with ShardedDataset.open(path) as dataset:
+        with open_job_data(run.job().data) as dataset:
             manifest = dataset.manifest
-    except DataError as e:
+    except (DataError, StoreError) as e:
         raise RunError(
             f"{run.path}: has no snapshot that names the classes, and the data set does not open: {e}"
         ) from None

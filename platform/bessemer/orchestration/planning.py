@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
-from bessemer.data.manifest import MANIFEST, Manifest
+from bessemer.data.manifest import MANIFEST
+from bessemer.data.opening import load_job_manifest
 from bessemer.data.stream import CACHE_LIMIT
 from bessemer.orchestration.evaluation_costs import evaluation_cost
 from bessemer.spec.job import JobSpec
+from bessemer.stores.opening import is_remote
 from bessemer.systems.contract import System
 from bessemer.systems.registry import build
 from bessemer.training.checks import check_training
@@ -28,9 +30,9 @@ def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, 
     Raises:
         BessemerError: the job's system or data set is wrong.
     """
-    path, facts, note, decoded = Path(job.data.path), {}, None, 0
-    if (path / MANIFEST).exists():
-        manifest = Manifest.load(path)
+    path, facts, note, decoded = job.data.path, {}, None, 0
+    if is_remote(path) or (Path(path) / MANIFEST).exists():
+        manifest = load_job_manifest(job.data)
         facts = manifest.facts
         decoded = manifest.samples * math.prod((manifest.channels, manifest.resolution, manifest.resolution))
     else:

@@ -23,8 +23,11 @@ _ANSWER_SECONDS = 5.0
 
 def with_absolute_paths(job: JobSpec) -> JobSpec:
     """The job with its paths made absolute: workers have other working directories."""
-    update: dict[str, Any] = {"data": job.data.model_copy(update={"path": str(Path(job.data.path).absolute())})}
-    if job.evaluation.held_out is not None:
+    paths = {} if is_url(job.data.path) else {"path": str(Path(job.data.path).absolute())}
+    if job.data.cache_dir is not None:
+        paths["cache_dir"] = str(Path(job.data.cache_dir).expanduser().absolute())
+    update: dict[str, Any] = {"data": job.data.model_copy(update=paths)}
+    if job.evaluation.held_out is not None and not is_url(job.evaluation.held_out):
         held_out = str(Path(job.evaluation.held_out).absolute())
         update["evaluation"] = job.evaluation.model_copy(update={"held_out": held_out})
     if job.checkpoint.upload is not None and not is_url(job.checkpoint.upload):

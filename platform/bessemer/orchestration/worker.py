@@ -11,12 +11,15 @@ import argparse
 import logging
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bessemer.data.dataset import ShardedDataset
+from bessemer.data.opening import open_job_data
+from bessemer.data.quarantine import Quarantine
 from bessemer.data.stream import SliceStream
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.grid import save_png, tile
@@ -33,11 +36,11 @@ from bessemer.spec.load import load_job
 from bessemer.systems.contract import Clock, LikelihoodSystem, System
 from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo
-from bessemer.tracking.journal import read_journal
+from bessemer.tracking.journal import Journal, read_journal
 from bessemer.tracking.runs import metric_scores
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.checks import check_training
-from bessemer.training.distributed import end_process, init_deepspeed, join_workers
+from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
 from bessemer.training.ema import ShardedEma
 from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import build_engines
@@ -57,7 +60,7 @@ def check_job(job: JobSpec) -> System:
     Raises:
         BessemerError: names the field, the value, the rule and the fix.
     """
-    with ShardedDataset.open(job.data.path) as dataset:
+    with open_job_data(job.data) as dataset:
         with torch.device("meta"):
             system = build(job.system.name, job.system.preset, job.system.config, dataset.manifest.facts)
         if len(dataset) < job.training.batch_size:
@@ -102,7 +105,7 @@ def _train(run: RunDirectory) -> bool:
     stop.listen()
     torch.set_num_threads(job.training.threads_per_worker)
     torch.backends.cudnn.deterministic = True
-    with join_workers() as workers, watch_peers(workers), ShardedDataset.open(job.data.path) as dataset:
+    with join_workers() as workers, watch_peers(workers), open_job_data(job.data) as dataset:
         log_to_file(run, f"worker-{workers.rank}")
         if job.slices % workers.size:
             raise SpecError(
@@ -128,10 +131,13 @@ def _train(run: RunDirectory) -> bool:
             mirror=job.data.mirror,
             threads=job.data.threads,
             cache=job.data.cache,
+            pinned=workers.device.type == "cuda",
         )
         journal = run.journal
 
         def write(kind: str, nimg: int, **fields: Any) -> None:
+            if kind == "metrics" and dataset.quarantine is not None:
+                fields["values"]["data/bad_samples"] = _write_bad_samples(journal, nimg, dataset.quarantine, workers)
             if workers.is_first:
                 journal.write(kind, nimg, **fields)
 
@@ -198,6 +204,16 @@ def _train(run: RunDirectory) -> bool:
             return finished
         finally:
             stream.close()
+
+
+def _write_bad_samples(journal: Journal, nimg: int, quarantine: Quarantine, workers: Workers) -> int:
+    """Write an event for each damaged sample that a worker found since the last call, and count all. Collective."""
+    found = workers.gather((len(quarantine), [asdict(sample) for sample in quarantine.take_new()]))
+    if workers.is_first:
+        for rank, (_, samples) in enumerate(found):
+            for sample in samples:
+                journal.write("event", nimg, event="bad_sample", worker=rank, **sample)
+    return sum(count for count, _ in found)
 
 
 def main() -> int:

@@ -53,13 +53,26 @@ class DataSpec(_Section):
     """Which packed data set is read, and how."""
 
     path: str
-    """Directory with shards and manifest.json, as `bessemer data pack` writes it."""
+    """Directory with shards and manifest.json, as `bessemer data pack` writes it, or the URL of a copy of it, such as
+    `https://host/set`, `s3://bucket/set` or `gs://bucket/set`."""
     mirror: bool = False
     """Flip each image left-right with probability one half."""
     threads: Annotated[int, Field(ge=0, le=64)] = 1
     """Decoder threads per worker that read ahead; 0 decodes in the training thread."""
     cache: Literal["auto", "none", "decoded"] = "auto"
     """Keep decoded images in memory: `auto` does so for sets below 512 MiB per worker."""
+    cache_dir: str | None = None
+    """Directory on each node for shards from a URL, shared by its workers and by runs; `~/.cache/bessemer/shards` when
+    unset."""
+    cache_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
+    """Size of that directory at most; the shards that were read longest ago make room for others."""
+    on_bad_sample: Literal["stop", "quarantine"] = "stop"
+    """What happens when a sample is damaged: the run stops, or another of its class takes its place for good."""
+    max_bad_samples: Annotated[int, Field(ge=1)] = 100
+    """Damaged samples that each worker replaces before it stops."""
+    allow_pipe: bool = False
+    """Allow `path` to be `pipe:COMMAND`, a shell command that each worker runs with a file's name in place of `{name}`.
+    Whoever writes the job can then run anything."""
 
 
 class OptimizerSpec(_Section):

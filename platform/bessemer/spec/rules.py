@@ -28,6 +28,7 @@ def check_job(job: JobSpec) -> None:
         ValueError: one line per broken rule, each as ``field.path: value, rule, fix``.
     """
     rules = (
+        _data_rules,
         _batch_rules,
         _length_rules,
         _precision_rules,
@@ -58,6 +59,19 @@ def _divisors(n: int) -> list[int]:
 def _multiples(unit: int, value: int) -> list[int]:
     below = value // unit * unit
     return [m for m in (below, below + unit) if m > 0]
+
+
+def _data_rules(job: JobSpec) -> Iterator[str]:
+    path = job.data.path
+    if not path.startswith("pipe:"):
+        return
+    if not job.data.allow_pipe:
+        yield (
+            f"data.path: {path!r} runs a shell command on every worker; give the address of the data itself, "
+            "or set data.allow_pipe to true if you wrote the command."
+        )
+    if "{name}" not in path:
+        yield f"data.path: {path!r} does not say which file it reads; write {{name}} where the file's name belongs."
 
 
 def _batch_rules(job: JobSpec) -> Iterator[str]:
