@@ -73,6 +73,7 @@ class FaultServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two packets: the second would wait for an acknowledgement
     server: _Listener
 
     def do_GET(self) -> None:

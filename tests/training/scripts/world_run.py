@@ -62,7 +62,7 @@ CONFIGS: dict[str, dict[str, object]] = {"biggan": _BIGGAN, "stylegan2": _STYLEG
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", help="directory or URL")
     parser.add_argument("system", nargs="?", default="biggan")
     parser.add_argument("--save-at", type=int)
     parser.add_argument("--checkpoints", type=Path)
