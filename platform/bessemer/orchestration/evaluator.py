@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bessemer.data.dataset import ShardedDataset
+from bessemer.data.opening import open_job_data
 from bessemer.errors import BessemerError
 from bessemer.orchestration.backlog import Backlog, Published, split
 from bessemer.orchestration.evaluation import Judge
@@ -60,7 +60,7 @@ class Evaluator:
             RunError: another evaluator is at work on this run.
             DataError: the data set cannot be read.
         """
-        with hold_lock(self._run.path / ".evaluator.lock"), ShardedDataset.open(self._job.data.path) as dataset:
+        with hold_lock(self._run.path / ".evaluator.lock"), open_job_data(self._job.data) as dataset:
             log_to_file(self._run, "evaluator")
             _log.info("evaluator, process %d", os.getpid())
             judge = Judge(self._run, self._job, dataset, self._workers, self._run.journal.write)
