@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from bessemer.data.dataset import ShardedDataset
 from bessemer.data.opening import open_job_data
 from bessemer.data.quarantine import Quarantine
 from bessemer.data.stream import SliceStream
