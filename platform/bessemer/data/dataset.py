@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -150,13 +150,9 @@ class ShardedDataset:
         lengths, checksums = self._lengths[ids].tolist(), self._crc32[ids].tolist()
         for shard in np.unique(shards).tolist():
             rows = np.flatnonzero(shards == shard).tolist()
-            places = [_Place(numbers[row], shard, offsets[row], lengths[row], checksums[row]) for row in rows]
-            for place, reason in self._read_shard(shard, places, [out[row] for row in rows]).items():
-                row = rows[places.index(place)]
-                self._replace(place, reason, out[row])
-                for other in rows:  # the same sample twice in one request
-                    if numbers[other] == place.number and other != row:
-                        out[other] = out[row]
+            places = {row: _Place(numbers[row], shard, offsets[row], lengths[row], checksums[row]) for row in rows}
+            for row, reason in self._read_shard(shard, places, out).items():
+                self._replace(places[row], reason, out[row])
 
     def close(self) -> None:
         """Close the shards. Reading again opens them again."""
@@ -168,20 +164,21 @@ class ShardedDataset:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _read_shard(self, shard: int, places: Sequence[_Place], out: Sequence[NDArray[np.uint8]]) -> dict[_Place, str]:
-        """Decode samples of one shard; what could not be read, and why."""
-        failed: dict[_Place, str] = {}
+    def _read_shard(self, shard: int, places: Mapping[int, _Place], out: NDArray[np.uint8]) -> dict[int, str]:
+        """Decode samples of one shard into rows of `out`; rows that could not be read, and why."""
+        known: dict[int, str] = {}
+        if self.quarantine is not None and len(self.quarantine):
+            reasons = {row: self.quarantine.reason(place.number) for row, place in places.items()}
+            known = {row: reason for row, reason in reasons.items() if reason is not None}
         for again in (False, True):
+            failed: dict[int, str] = {}
             with self.shards.opened(shard) as descriptor:
-                for place, pixels in zip(places, out, strict=True):
-                    known = self.quarantine.reason(place.number) if self.quarantine is not None else None
-                    reason = known or _read_sample(descriptor, place, pixels)
-                    if reason is not None:
-                        failed[place] = reason
+                for row, place in places.items():
+                    if row not in known and (reason := _read_sample(descriptor, place, out[row])) is not None:
+                        failed[row] = reason
             if not failed or again or not self.shards.repair(shard):
                 break
-            failed = {}
-        return failed
+        return known | failed
 
     def _replace(self, place: _Place, reason: str, out: NDArray[np.uint8]) -> None:
         """Put the substitute of a damaged sample in its place, or raise."""
@@ -202,11 +199,10 @@ class ShardedDataset:
             ids = np.array([number])
             other = int(self.shards_of(ids)[0])
             found = _Place(number, other, *(int(a[number]) for a in (self._offsets, self._lengths, self._crc32)))
-            failed = self._read_shard(other, [found], [out])
+            failed = self._read_shard(other, {0: found}, out[None])
             if not failed:
                 return
-            name = self.manifest.shards[other].name
-            self.quarantine.add(BadSample(number, name, found.offset, failed[found]))
+            self.quarantine.add(BadSample(number, self.manifest.shards[other].name, found.offset, failed[0]))
         raise DataError(
             f"{fault}; none of its class could replace it: copy the shards again from where they were packed"
         )
