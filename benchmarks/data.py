@@ -361,7 +361,7 @@ def main() -> int:
     rounds, count = (1, 256) if options.quick else (5, 2048)
     with tempfile.TemporaryDirectory(prefix="bessemer-bench-") as place:
         large, small = make_set(Path(place) / "256", 256, count), make_set(Path(place) / "32", 32, 4096)
-        others = 1024 if options.quick else 4096
+        others = 1024 if options.quick else 2048
         tuned = ["webdataset_in_place"] if "webdataset" in peers else []
         at_256 = compare(["decoder", "bessemer", *peers, *tuned], large, 256, {"others": others}, rounds)
         many = {"cached": 128 * others, "others": 4 * others}
