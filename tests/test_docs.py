@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "cluster/README.md",
+    *sorted((ROOT / "cluster").rglob("README.md")),
     ROOT / "benchmarks/README.md",
 ]
 COMMAND = re.compile(r"(?:^|`|\s)(?:\.venv/bin/)?bessemer ((?:[a-z-]+)(?: [^`\n|#]*)?)", re.MULTILINE)

@@ -30,6 +30,8 @@ VERBS = [
     "ema",
     "evaluate",
     "extractors",
+    "jobs",
+    "logs",
     "mlflow",
     "plan",
     "quickstart",
@@ -38,6 +40,9 @@ VERBS = [
     "runs",
     "sample",
     "schema",
+    "status",
+    "stop",
+    "submit",
     "systems",
     "train",
 ]

@@ -70,9 +70,12 @@ def test_runs_that_cannot_be_written_are_refused_first(job: Path, tmp_path: Path
             "evaluation.beside=true,resources.evaluator_cpus=999",
             r"an evaluator with 999 .*evaluation\.beside to false",
         ),
-        ("resources.address=127.0.0.1:1", r"resources\.address: nothing answers at 127\.0\.0\.1:1 \(.*refused"),
-        ("resources.address=head", r"resources\.address: 'head' is no address.*HOST:PORT"),
-        ("resources.address=head:99999", r"resources\.address: 'head:99999' is no address"),
+        (
+            "resources.address=127.0.0.1:1",
+            r"address or RAY_ADDRESS: nothing answers at 127\.0\.0\.1:1 \(.*refused",
+        ),
+        ("resources.address=head", r"resources\.address or RAY_ADDRESS: 'head' is no address.*HOST:PORT"),
+        ("resources.address=head:99999", r"resources\.address or RAY_ADDRESS: 'head:99999' is no address"),
         ("resources.gpus_per_worker=64", r"resources: .*64 GPUs.*0 trains on the CPU"),
     ],
 )

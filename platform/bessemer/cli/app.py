@@ -24,6 +24,7 @@ from bessemer.cli import (
     runs,
     sample,
     schema,
+    submit,
     systems,
     train,
 )
@@ -66,6 +67,11 @@ app.command(short_help="Pack data, train a small BigGAN, show what came out.")(q
 app.command(short_help="Train a job.")(train.train)
 app.command(short_help="Say what a job takes: memory, operations, time.")(plan.plan)
 app.command(short_help="Go on with an interrupted run.")(train.resume)
+app.command(short_help="Let a Ray cluster train a job.")(submit.submit)
+app.command(short_help="List what was submitted to a cluster.")(submit.jobs)
+app.command(short_help="Say how a submitted run is.")(submit.status)
+app.command(short_help="Print what a submitted run prints.")(submit.logs)
+app.command(short_help="Stop a submitted run, after a checkpoint.")(submit.stop)
 app.command(short_help="List all runs.")(runs.runs)
 app.command(short_help="Write a run's page: samples, curves, provenance.")(report.report)
 app.command(short_help="Draw a grid of images.")(sample.sample)

@@ -10,9 +10,15 @@ import typer
 from bessemer.cli.locate import run_directory
 
 if TYPE_CHECKING:
+    from bessemer.orchestration.provenance import Provenance
     from bessemer.orchestration.run_directory import RunDirectory
 
 __all__ = ["resume", "train", "train_run"]
+
+SubmissionOption = Annotated[
+    Path | None,
+    typer.Option(hidden=True, help="Directory with what `bessemer submit` sent along: where the run comes from."),
+]
 
 
 def train(
@@ -30,6 +36,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the job, the data and the machine, then stop.")
     ] = False,
+    submission: SubmissionOption = None,
 ) -> None:
     """Train a job: check it, start its workers on Ray, and follow it to its end.
 
@@ -46,7 +53,8 @@ def train(
     if dry_run:
         typer.echo(f"ok: {job} can be trained here with {spec.resources.workers} worker(s)")
         return
-    train_run(RunDirectory.create(runs, spec, run_dir))
+    provenance = _provenance(submission)
+    train_run(RunDirectory.create(runs, spec, run_dir, provenance), provenance)
 
 
 def resume(
@@ -57,6 +65,7 @@ def resume(
         ),
     ],
     runs: Annotated[Path, typer.Option(help="Directory that holds the runs; used with a URL.")] = Path("runs"),
+    submission: SubmissionOption = None,
 ) -> None:
     """Go on with an interrupted run from its newest undamaged checkpoint.
 
@@ -69,22 +78,32 @@ def resume(
 
     directory = fetch_run(run, runs) if is_url(run) else RunDirectory.open(run_directory(run))
     preflight(directory.job(), directory.runs_root)
-    train_run(directory)
+    provenance = _provenance(submission)
+    directory.add_provenance(provenance)
+    train_run(directory, provenance)
 
 
-def train_run(run: RunDirectory) -> None:
+def _provenance(submission: Path | None) -> Provenance:
+    from bessemer.orchestration.provenance import Provenance
+
+    return Provenance.here() if submission is None else Provenance.read(submission)
+
+
+def train_run(run: RunDirectory, provenance: Provenance | None = None) -> None:
     """Train `run` to its end with a progress display, and say where its results are."""
     from bessemer.cli.progress import follow_run
     from bessemer.orchestration.launch import Stopped, launch
-    from bessemer.training.stopping import EXIT_STOPPED
+    from bessemer.training.stopping import EXIT_STOPPED, STOPPED_LINE
 
     typer.echo(f"run {run.path}", err=True)
+    for name, (here, there) in (provenance.differences_here() if provenance else {}).items():
+        typer.echo(f"note: {name} is {here or 'missing'} here, {there or 'missing'} where it was submitted", err=True)
     try:
         launch(run, follow_run)
     except KeyboardInterrupt:
         typer.echo(f"stopped; go on with: bessemer resume {run.path}", err=True)
         raise typer.Exit(130) from None
     except Stopped:
-        typer.echo(f"stopped by SIGTERM; go on with: bessemer resume {run.path}", err=True)
+        typer.echo(f"{STOPPED_LINE} {run.path}", err=True)
         raise typer.Exit(EXIT_STOPPED) from None
     typer.echo(f"finished: {run.path}\nreport:   {run.path / 'report.html'}", err=True)

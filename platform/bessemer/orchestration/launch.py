@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.errors import BessemerError, MachineError, RunError, TrainingError
+from bessemer.orchestration.preflight import cluster_address
 from bessemer.orchestration.ray_evaluator import evaluator_beside
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
@@ -58,10 +59,11 @@ def ray_session(address: str | None, cpus: float) -> Iterator[None]:
         else:
             try:
                 ray.init(address=address, **common)
-            except (ConnectionError, ValueError, RuntimeError) as e:
+            except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as e:
                 raise MachineError(
-                    f"resources.address: no Ray cluster answers at {address} ({e}); check the address and "
-                    "RAY_AUTH_TOKEN, or leave the field out to start Ray on this machine."
+                    f"resources.address: no Ray cluster answers at {address} ({_first_line(e)}); check the address, "
+                    "RAY_AUTH_MODE and RAY_AUTH_TOKEN, or leave out the field and RAY_ADDRESS to start Ray on this "
+                    "machine."
                 ) from None
         yield
     finally:
@@ -104,7 +106,7 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
         try:
             with (
                 follow(run) if follow else nullcontext(),
-                ray_session(job.resources.address, job.cpus),
+                ray_session(cluster_address(job), job.cpus),
                 _sigterm_stops(run),
                 evaluator_beside(run, job),
             ):

@@ -16,7 +16,7 @@ from bessemer.spec.job import JobSpec
 from bessemer.stores.opening import is_url, open_store
 from bessemer.stores.store import Patience
 
-__all__ = ["preflight", "with_absolute_paths"]
+__all__ = ["cluster_address", "preflight", "with_absolute_paths"]
 
 _ANSWER_SECONDS = 5.0
 
@@ -34,6 +34,11 @@ def with_absolute_paths(job: JobSpec) -> JobSpec:
         upload = str(Path(job.checkpoint.upload).absolute())
         update["checkpoint"] = job.checkpoint.model_copy(update={"upload": upload})
     return job.model_copy(update=update)
+
+
+def cluster_address(job: JobSpec) -> str | None:
+    """The Ray cluster that the job joins: its own address or, as everywhere in Ray, that in RAY_ADDRESS."""
+    return job.resources.address or os.environ.get("RAY_ADDRESS") or None
 
 
 def preflight(job: JobSpec, runs_root: Path) -> None:
@@ -57,11 +62,12 @@ def preflight(job: JobSpec, runs_root: Path) -> None:
         _check_upload(job.checkpoint.upload)
     if job.tracking.mlflow:
         check_uri(job.tracking.uri, runs_root)
-    if job.resources.address is None:
+    address = cluster_address(job)
+    if address is None:
         _check_this_machine(job)
         check_memory(job)
     else:
-        _check_cluster(job.resources.address)
+        _check_cluster(address)
 
 
 def _check_upload(url: str) -> None:
@@ -109,13 +115,13 @@ def _check_cluster(address: str) -> None:
     match = re.fullmatch(r"(?:ray://)?(?P<host>[^/:\s]+|\[[^\]\s]+\]):(?P<port>\d{1,5})", address)
     if match is None or not 0 < int(match["port"]) < 65536:
         raise SpecError(
-            f"resources.address: {address!r} is no address of a Ray cluster; write HOST:PORT of its head (port 6379 "
-            "unless it was chosen otherwise), or auto for the one that runs on this machine."
+            f"resources.address or RAY_ADDRESS: {address!r} is no address of a Ray cluster; write HOST:PORT of "
+            "its head (port 6379 unless it was chosen otherwise), or auto for the one that runs on this machine."
         )
     try:
         socket.create_connection((match["host"].strip("[]"), int(match["port"])), _ANSWER_SECONDS).close()
     except OSError as e:
         raise MachineError(
-            f"resources.address: nothing answers at {address} ({e.strerror or e}); check the address, or leave the "
-            "field out to start Ray on this machine."
+            f"resources.address or RAY_ADDRESS: nothing answers at {address} ({e.strerror or e}); check the address, "
+            "or leave both out to start Ray on this machine."
         ) from None

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bessemer import __version__
 from bessemer.errors import RunError
 from bessemer.files import hidden_name
+from bessemer.orchestration.provenance import Provenance
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import dump_job, load_job
 from bessemer.tracking.files import RUN_LOCK, hold_lock
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RunDirectory"]
 
-_PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "mlflow", "numpy")
-
 
 def _unwritable(place: Path, error: OSError) -> RunError:
     return RunError(
@@ -39,7 +34,7 @@ def _unwritable(place: Path, error: OSError) -> RunError:
 
 
 class RunDirectory:
-    """``runs/<name>/`` with job.yaml, run.json, journal.jsonl, checkpoints/, snapshots/, samples/ and logs/."""
+    """``runs/<name>/``: job.yaml, run.json, journal.jsonl, provenance/, checkpoints/, snapshots/, samples/, logs/."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,8 +53,16 @@ class RunDirectory:
             raise _unwritable(root, e) from None
 
     @classmethod
-    def create(cls, root: Path, job: JobSpec, directory: Path | None = None) -> RunDirectory:
+    def create(
+        cls, root: Path, job: JobSpec, directory: Path | None = None, provenance: Provenance | None = None
+    ) -> RunDirectory:
         """Make the directory of a new run: `directory`, or the next free ``<root>/<job name>[-N]``.
+
+        Args:
+            root: where runs are made.
+            job: the job.
+            directory: of this run.
+            provenance: of whoever wants the run, if that is not this process.
 
         Raises:
             RunError: it exists already, or cannot be written.
@@ -73,17 +76,11 @@ class RunDirectory:
                 directory.mkdir()
                 path = directory
             path = path.absolute()
-            record = {
-                "id": uuid.uuid4().hex,
-                "name": path.name,
-                "created": time.time(),
-                "bessemer": __version__,
-                "python": sys.version.split()[0],
-                "packages": {p: metadata.version(p) for p in _PACKAGES if _installed(p)},
-                "command": sys.argv,
-                **_git(),
-            }
+            provenance = provenance or Provenance.here()
+            record = {"id": uuid.uuid4().hex, "name": path.name, "created": time.time(), **provenance.record}
             (path / "job.yaml").write_text(dump_job(job))
+            run = cls(path)
+            run.add_provenance(provenance)
             # run.json comes last: a directory without it is no run
             (path / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         except OSError as e:
@@ -93,7 +90,7 @@ class RunDirectory:
                     f"bessemer resume {directory}"
                 ) from None
             raise _unwritable(directory or root, e) from None
-        return cls(path)
+        return run
 
     @staticmethod
     def _next_free(root: Path, name: str) -> Path:
@@ -119,6 +116,14 @@ class RunDirectory:
                 f"{path}: is no run directory (run.json and job.yaml are expected there); `bessemer runs` lists runs."
             )
         return cls(path)
+
+    def add_provenance(self, provenance: Provenance) -> None:
+        """Keep where one more start of this run comes from, as ``provenance/1/``, ``provenance/2/``, ..."""
+        root = self.path / "provenance"
+        root.mkdir(exist_ok=True)
+        directory = root / str(1 + sum(1 for _ in root.iterdir()))
+        directory.mkdir()
+        provenance.write(directory)
 
     @property
     def journal(self) -> Journal:
@@ -225,25 +230,3 @@ class RunDirectory:
 
     def clear_stop(self) -> None:
         self.stop_file.unlink(missing_ok=True)
-
-
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _git() -> dict[str, Any]:
-    """Commit of the working directory, and whether it has changes; empty outside a repository."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        return {"git_sha": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return {}

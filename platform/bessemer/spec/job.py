@@ -303,7 +303,7 @@ class ResourcesSpec(_Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that lost workers are replaced before the run gives up."""
     address: str | None = None
-    """Address of a Ray cluster to join; unset starts one on this machine."""
+    """Address of a Ray cluster to join; unset takes RAY_ADDRESS, or starts one on this machine."""
 
 
 class JobSpec(_Section):

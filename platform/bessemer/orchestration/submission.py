@@ -1,0 +1,280 @@
+"""Runs as jobs of a Ray cluster: submitted over HTTP, and independent of the machine that submitted them.
+
+This package and the job travel with the submission; its dependencies are those of the cluster's image. On the cluster,
+the job's command is the same `bessemer train` or `bessemer resume` that a person would type there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import math
+import os
+import secrets
+import shlex
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import bessemer
+from bessemer.errors import DataError, MachineError, RunError
+from bessemer.orchestration.dashboard import auth_headers, dashboard_url
+from bessemer.orchestration.provenance import Provenance
+from bessemer.spec.job import JobSpec
+from bessemer.spec.load import dump_job
+
+__all__ = ["Cluster", "Submission", "SubmissionState", "check_before_sending"]
+
+SubmissionState = Literal["pending", "running", "finished", "stopped", "failed"]
+
+_STATES: dict[str, SubmissionState] = {
+    "PENDING": "pending",
+    "RUNNING": "running",
+    "SUCCEEDED": "finished",
+    "STOPPED": "stopped",
+    "FAILED": "failed",
+}
+_GRACE_SECONDS = 900
+"""Time that workers have to write a checkpoint before Ray kills the driver; its own default is 3 seconds."""
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One submission of a run. A resumed run has several: `NAME`, `NAME.2`, `NAME.3`, ..."""
+
+    id: str
+    """What Ray calls it."""
+    run: str
+    """Name of the run: the id of its first submission."""
+    path: str
+    """Run directory, as the cluster sees it."""
+    state: SubmissionState
+    number: int
+    """1 for the run's first submission."""
+    submitted: float | None
+    """Unix seconds."""
+    ended: float | None
+    git_sha: str | None
+    exit_code: int | None
+    """Of the driver, once it has ended by itself."""
+    message: str | None
+    """What Ray says of the state."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.state not in ("pending", "running")
+
+
+def check_before_sending(job: JobSpec) -> tuple[JobSpec, list[str]]:
+    """Check what can be checked without the cluster, and make the job fit to travel.
+
+    Returns:
+        the job, with an absolute data path and without `resources.address`, and what only the cluster can check.
+
+    Raises:
+        BessemerError: names the field or file, the value, the rule and the fix.
+    """
+    from bessemer.evaluation.names import parse_metric, split_metrics
+    from bessemer.orchestration.preflight import with_absolute_paths
+    from bessemer.orchestration.worker import check_job
+    from bessemer.systems.registry import resolve_config
+
+    for name in split_metrics(job.evaluation.metrics)[0]:
+        parse_metric(name)
+    resolve_config(job.system.name, job.system.preset, job.system.config)
+    left = []
+    data = Path(job.data.path)
+    if data.exists():
+        check_job(job)
+    elif data.is_absolute():
+        left.append(f"data.path: {data} is not on this machine; the cluster will check the job against it")
+    else:
+        raise DataError(
+            f"data.path: {data} is not on this machine; write the absolute path that the data set has on the cluster."
+        )
+    resources = job.resources.model_copy(update={"address": None})  # it is trained where it is sent to
+    return with_absolute_paths(job).model_copy(update={"resources": resources}), left
+
+
+class Cluster:
+    """The jobs of a Ray cluster that are runs of Bessemer.
+
+    Args:
+        address: of the cluster's dashboard.
+
+    Raises:
+        SpecError: this is no address of a dashboard.
+        MachineError: nothing, or something else, answers there, or it wants another token.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.url = dashboard_url(address)
+        headers = auth_headers()
+        # Before Ray is imported: it chooses a mode where none is set, and these variables win over what it is told.
+        os.environ["RAY_AUTH_MODE"] = "token" if headers else "disabled"
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.url
+        from ray.job_submission import JobSubmissionClient
+
+        self._client: Any = JobSubmissionClient(self.url, headers=headers)
+
+    def submit(self, job: JobSpec, runs: Path) -> Submission:
+        """Start a new run, in a directory of its own below `runs`.
+
+        Args:
+            job: as :func:`check_before_sending` returns it.
+            runs: directory that all nodes see.
+        """
+        run = f"{job.name}-{secrets.token_hex(3)}"
+        path = runs / run
+        return self._send(run, str(path), 1, ["train", "job.yaml", "--run-dir", str(path)], job)
+
+    def resume(self, run: str) -> Submission:
+        """Go on with a run that was submitted before, or with the run directory `run`, an absolute path.
+
+        Raises:
+            RunError: there is no such run, or it is being trained.
+        """
+        if Path(run).is_absolute():
+            found = [s for s in self.submissions() if s.path == run]
+            name, path = (found[0].run if found else Path(run).name), run
+        else:
+            name, path = (newest := self.find(run)).run, newest.path
+            found = [s for s in self.submissions() if s.run == name]
+        if busy := [s for s in found if not s.over]:
+            raise RunError(f"{run}: is {busy[0].state} as {busy[0].id}; `bessemer stop {busy[0].id}` stops it.")
+        number = max((s.number for s in found), default=1) + 1
+        return self._send(name, path, number, ["resume", path])
+
+    def submissions(self) -> list[Submission]:
+        """All submissions of Bessemer that the cluster remembers, newest first."""
+        with self._refusals():
+            found = [_read(details) for details in self._client.list_jobs()]
+        return sorted(filter(None, found), key=lambda s: (s.submitted or 0.0, s.number), reverse=True)
+
+    def find(self, name: str) -> Submission:
+        """The newest submission of the run `name`, or the one that is named exactly: `NAME.2`, also `NAME.1`.
+
+        Raises:
+            RunError: the cluster knows none.
+        """
+        known = self.submissions()
+        for submission in known:
+            if name in (submission.run, f"{submission.run}.{submission.number}"):
+                return submission
+        names = sorted({s.run for s in known} | {s.id for s in known})
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise RunError(f"{name}: {self.url} knows no such run.{hint} `bessemer jobs` lists them.")
+
+    def logs(self, submission: Submission) -> str:
+        """What the run's driver has printed so far."""
+        with self._refusals():
+            return str(self._client.get_job_logs(submission.id))
+
+    def follow(self, submission: Submission) -> Iterator[str]:
+        """What the run's driver prints, from the beginning, until it ends; goes on where a connection broke."""
+        import aiohttp
+
+        shown = 0
+        while True:
+            passed = 0
+            with contextlib.suppress(OSError, RuntimeError, aiohttp.ClientError):
+                for text in _synchronous(self._client.tail_job_logs(submission.id)):
+                    new = text[max(0, shown - passed) :]
+                    passed += len(text)
+                    shown = max(shown, passed)
+                    if new:
+                        yield new
+            if self._now(submission).over:
+                break
+            time.sleep(_LOOK_SECONDS)
+        yield from filter(None, [self.logs(submission)[shown:]])
+
+    def stop(self, submission: Submission) -> None:
+        """Ask the run to write a checkpoint and end; returns at once."""
+        with self._refusals():
+            self._client.stop_job(submission.id)
+
+    def wait(self, submission: Submission, seconds: float = math.inf) -> Submission:
+        """Wait until a submission has ended, or for so long; returns it as it stands then."""
+        end = time.monotonic() + seconds
+        while not (now := self._now(submission)).over and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+        return now
+
+    def _send(self, run: str, path: str, number: int, command: list[str], job: JobSpec | None = None) -> Submission:
+        """Upload this package and what belongs to the submission, and let Ray start it."""
+        name = run if number == 1 else f"{run}.{number}"
+        provenance = Provenance.here()
+        metadata = {"bessemer.run": run, "bessemer.path": path, "bessemer.number": str(number)}
+        metadata["bessemer.git_sha"] = provenance.record.get("git_sha", "")
+        with tempfile.TemporaryDirectory() as aside, self._refusals():
+            provenance.write(Path(aside))
+            if job is not None:
+                (Path(aside) / "job.yaml").write_text(dump_job(job))
+            self._client.submit_job(
+                # exec: signals must reach the driver, not a shell
+                entrypoint=shlex.join(["exec", "python", "-m", "bessemer.cli", *command, "--submission", "."]),
+                submission_id=name,
+                metadata=metadata,
+                runtime_env={
+                    "working_dir": aside,
+                    "py_modules": [str(Path(bessemer.__file__).parent)],
+                    "excludes": ["__pycache__"],
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_GRACE_SECONDS)},
+                },
+            )
+        return next(s for s in self.submissions() if s.id == name)
+
+    def _now(self, submission: Submission) -> Submission:
+        return self.find(f"{submission.run}.{submission.number}")
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        import requests
+
+        try:
+            yield
+        except requests.RequestException as e:
+            raise MachineError(f"{self.url}: does not answer any more ({type(e).__name__}); try again.") from None
+        except RuntimeError as e:
+            raise MachineError(f"{self.url}: refused the request ({str(e).strip().splitlines()[0][:300]}).") from None
+
+
+def _read(details: Any) -> Submission | None:
+    """What Ray knows of a job; None if it is no run of ours."""
+    metadata = details.metadata or {}
+    run, path, number = (metadata.get(f"bessemer.{key}") for key in ("run", "path", "number"))
+    if details.submission_id is None or run is None or path is None or number is None:
+        return None
+    return Submission(
+        id=details.submission_id,
+        run=run,
+        path=path,
+        state=_STATES[str(getattr(details.status, "value", details.status))],
+        number=int(number),
+        submitted=details.start_time / 1000 if details.start_time else None,
+        ended=details.end_time / 1000 if details.end_time else None,
+        git_sha=metadata.get("bessemer.git_sha") or None,
+        exit_code=details.driver_exit_code,
+        message=details.message,
+    )
+
+
+def _synchronous(chunks: AsyncIterator[str]) -> Iterator[str]:
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(anext(chunks))
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.run_until_complete(chunks.aclose())  # type: ignore[attr-defined]
+        loop.close()
