@@ -22,7 +22,7 @@ from bessemer.files import file_sha256
 from bessemer.stores.opening import is_remote, open_store
 from bessemer.stores.store import MissingObjectError, Store
 
-__all__ = ["CACHE_BYTES", "ShardedDataset", "load_manifest"]
+__all__ = ["CACHE_BYTES", "ShardedDataset", "load_manifest", "read_index"]
 
 CACHE_BYTES = 50 * 10**9
 """Size of the node's cache of remote shards where nothing else is asked for."""
@@ -90,7 +90,7 @@ class ShardedDataset:
         directory = _directory(path)
         manifest = Manifest.load(directory)
         _check_shards(directory, manifest, verify)
-        index = _read_index(directory, manifest)
+        index = read_index(directory, manifest)
         shards = LocalShards([directory / shard.name for shard in manifest.shards])
         return cls(str(directory), manifest, index, shards, quarantine)
 
@@ -286,7 +286,12 @@ def _check_shards(directory: Path, manifest: Manifest, verify: str) -> None:
         )
 
 
-def _read_index(directory: Path, manifest: Manifest) -> Index:
+def read_index(directory: Path, manifest: Manifest) -> Index:
+    """The index of a data set in a local directory.
+
+    Raises:
+        DataError: it is not there, or not as the manifest says.
+    """
     path = directory / manifest.index.name
     try:
         data = path.read_bytes()

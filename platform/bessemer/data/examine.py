@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bessemer.data.dataset import ShardedDataset
+from bessemer.data.dataset import ShardedDataset, read_index
 from bessemer.data.index import Index
 from bessemer.data.manifest import Manifest
 from bessemer.data.order import permutation
-from bessemer.data.verify import read_index
 
 __all__ = ["Examination", "examine", "sample_images"]
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from bessemer.data.dataset import read_index
 from bessemer.data.decode import decode_into
 from bessemer.data.foreign import CLS, Sample, read_samples
-from bessemer.data.index import Index, parse_index
+from bessemer.data.index import Index
 from bessemer.data.manifest import Manifest
 from bessemer.errors import DataError
 from bessemer.files import file_sha256
 
-__all__ = ["Fault", "read_index", "verify"]
+__all__ = ["Fault", "verify"]
 
 
 @dataclass(frozen=True)
@@ -26,26 +27,6 @@ class Fault:
     file: str
     """Name in the data set."""
     problem: str
-
-
-def read_index(directory: Path, manifest: Manifest) -> Index:
-    """The index of a data set in a local directory.
-
-    Raises:
-        DataError: it is not there, or not as the manifest says.
-    """
-    path = directory / manifest.index.name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; copy it again from where it was packed") from None
-    return parse_index(
-        data,
-        path,
-        shard_bytes=[shard.bytes for shard in manifest.shards],
-        shard_samples=[shard.samples for shard in manifest.shards],
-        class_counts=list(manifest.class_counts),
-    )
 
 
 def verify(
@@ -65,15 +46,11 @@ def verify(
     directory = Path(directory)
     manifest = Manifest.load(directory)
     faults: list[Fault] = []
-    index: Index | None = None
+    index: Index | None = None  # a damaged index must not put the blame on the shards
     try:
         index = read_index(directory, manifest)
     except DataError as error:
         faults.append(Fault(manifest.index.name, str(error)))
-    else:
-        if file_sha256(directory / manifest.index.name) != manifest.index.sha256:
-            faults.append(Fault(manifest.index.name, "its content differs from the manifest (sha256)"))
-            index = None  # a damaged index must not put the blame on the shards
     first = 0
     for number, shard in enumerate(manifest.shards, start=1):
         path = directory / shard.name
