@@ -10,7 +10,6 @@ the third step, `start of <run>.<key>` before the first, `after nan.<key>` after
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ class Poisoned:
     def batch(self, nimg: int) -> list[Batch]:
         found = self.stream.batch(nimg)
         if nimg == 3 * BATCH and self.last:
-            found[-1] = replace(found[-1], images=torch.full_like(found[-1].images, float("nan")))
+            found[-1] = Batch(torch.full_like(found[-1].images, float("nan")), found[-1].labels)
         return found
 
 
