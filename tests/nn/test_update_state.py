@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from bessemer.nn.norm import BatchNorm
-from bessemer.nn.update_state import begin_update, commit_update, end_update, sum_pending
+from bessemer.nn.update_state import begin_update, end_update
 
 
 def test_workers_together_commit_what_one_worker_would() -> None:
@@ -35,14 +35,14 @@ def test_one_flat_reduction_over_all_layers_in_training() -> None:
 
 def test_a_number_travels_with_the_sums_and_nothing_is_committed_before_it_is_asked() -> None:
     layer, count = BatchNorm(2), torch.tensor(3.0)
-    begin_update([layer])
+    state = begin_update([layer])
     layer(torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)))
     before, shares = layer.running_mean.clone(), [t.clone() for t in layer.pending()]
     sizes = []
-    sum_pending([layer], lambda flat: (sizes.append(flat.numel()), flat.mul_(2)), count)
+    state.sum(lambda flat: (sizes.append(flat.numel()), flat.mul_(2)), count)
     assert sizes == [2 + 2 + 1 + 1]
     assert count == 6
     assert all(torch.equal(total, 2 * share) for total, share in zip(layer.pending(), shares, strict=True))
     assert torch.equal(layer.running_mean, before)
-    commit_update([layer])
+    state.commit()
     assert not torch.equal(layer.running_mean, before)

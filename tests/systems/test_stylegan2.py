@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bessemer.errors import SpecError
-from bessemer.nn.update_state import begin_update, end_update, pending_sums
+from bessemer.nn.update_state import UpdateState, begin_update, end_update
 from bessemer.nn.upfirdn import downsample, upsample
 from bessemer.systems.adversarial.stylegan2 import StyleGAN2
 from bessemer.systems.adversarial.stylegan2_networks import minibatch_deviation
@@ -451,7 +451,7 @@ def test_one_worker_with_four_slices_equals_two_with_two() -> None:
                 for system in (alone, pair[i // 2]):
                     loss = system.updates(Clock(0, 0))[index].loss(batch, _g(7 * i + index))
                     (loss.value / 4).backward()
-            shares = [torch.cat([t.flatten() for t in pending_sums(s.networks().values())]) for s in pair]
+            shares = [torch.cat([t.flatten() for t in UpdateState(s.networks().values()).pending()]) for s in pair]
             total = (shares[0] + shares[1]).float()
             end_update(alone.networks().values())
             for system in pair:

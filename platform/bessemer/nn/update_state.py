@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["UpdateStateLayer", "begin_update", "commit_update", "end_update", "pending_sums", "sum_pending"]
+__all__ = ["UpdateState", "UpdateStateLayer", "begin_update", "end_update"]
 
 
 class UpdateStateLayer(nn.Module):
@@ -32,46 +32,55 @@ class UpdateStateLayer(nn.Module):
         """Called once the sums of :meth:`pending` hold all workers' shares: commit them."""
 
 
-def _layers(networks: Iterable[nn.Module]) -> list[UpdateStateLayer]:
-    return [m for net in networks for m in net.modules() if isinstance(m, UpdateStateLayer) and m.training]
+class UpdateState:
+    """The layers of some networks that have per-update state and are in training mode, looked up once per update."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        modules = (module for network in networks for module in network.modules())
+        self._layers = [m for m in modules if isinstance(m, UpdateStateLayer) and m.training]
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Open an update on every layer."""
+        for layer in self._layers:
+            layer.begin_update()
+
+    def pending(self) -> list[Tensor]:
+        """This worker's sums that :meth:`commit` would commit, live."""
+        return [t for layer in self._layers for t in layer.pending()]
+
+    @torch.no_grad()
+    def sum(self, all_reduce: Callable[[Tensor], object], *also: Tensor) -> None:
+        """Sum all pending tensors, and those in `also`, over the workers, in place and in one flat call.
+
+        Args:
+            all_reduce: sums a 1-D float32 tensor over the workers in place.
+            also: tensors of any shape that share the call.
+        """
+        tensors = [*self.pending(), *also]
+        if tensors:
+            flat = torch.cat([t.reshape(-1).float() for t in tensors])
+            all_reduce(flat)
+            for tensor, total in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+                tensor.copy_(total.view_as(tensor))
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Let every layer take over the sums of all workers."""
+        for layer in self._layers:
+            layer.end_update()
 
 
-def pending_sums(networks: Iterable[nn.Module]) -> list[Tensor]:
-    """This worker's sums that :func:`commit_update` would commit, live."""
-    return [t for layer in _layers(networks) for t in layer.pending()]
-
-
-@torch.no_grad()
-def begin_update(networks: Iterable[nn.Module]) -> None:
+def begin_update(networks: Iterable[nn.Module]) -> UpdateState:
     """Open an update on every layer of `networks` that is in training mode."""
-    for layer in _layers(networks):
-        layer.begin_update()
-
-
-@torch.no_grad()
-def sum_pending(networks: Iterable[nn.Module], all_reduce: Callable[[Tensor], object], *also: Tensor) -> None:
-    """Sum all pending tensors, and those in `also`, over the workers, in place and in one flat call.
-
-    Args:
-        all_reduce: sums a 1-D float32 tensor over the workers in place.
-    """
-    tensors = [*pending_sums(networks), *also]
-    if tensors:
-        flat = torch.cat([t.reshape(-1).float() for t in tensors])
-        all_reduce(flat)
-        for tensor, total in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
-            tensor.copy_(total.view_as(tensor))
-
-
-@torch.no_grad()
-def commit_update(networks: Iterable[nn.Module]) -> None:
-    """Let every layer take over the sums of all workers."""
-    for layer in _layers(networks):
-        layer.end_update()
+    state = UpdateState(networks)
+    state.begin()
+    return state
 
 
 def end_update(networks: Iterable[nn.Module], all_reduce: Callable[[Tensor], object] | None = None) -> None:
-    """Close the update: :func:`sum_pending`, unless there is one worker, and :func:`commit_update`."""
+    """Close an update at once: :meth:`UpdateState.sum`, unless there is one worker, and :meth:`UpdateState.commit`."""
+    state = UpdateState(networks)
     if all_reduce is not None:
-        sum_pending(networks, all_reduce)
-    commit_update(networks)
+        state.sum(all_reduce)
+    state.commit()

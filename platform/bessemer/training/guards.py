@@ -12,15 +12,15 @@ from an older checkpoint, it makes the same mistake again, goes back again and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bessemer.errors import TrainingError
-from bessemer.nn.update_state import pending_sums, sum_pending
+from bessemer.nn.update_state import UpdateState
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Clock, Update
 from bessemer.training.distributed import Workers
@@ -101,9 +101,7 @@ class Guards:
     # Updates that are left out.
 
     @torch.no_grad()
-    def accept(
-        self, update: Update, engine: NetworkEngine, losses: Sequence[Tensor], networks: Iterable[nn.Module]
-    ) -> bool:
+    def accept(self, update: Update, engine: NetworkEngine, losses: Sequence[Tensor], state: UpdateState) -> bool:
         """Whether the forward passes of all slices were finite: losses, and what layers summed up. Collective.
 
         What layers summed up is then that of all workers, to be committed if the update is accepted.
@@ -111,13 +109,13 @@ class Guards:
         """
         self._skipped_before, self._refused = engine.skipped_steps, None
         if self._job.training.sanitize_gradients:  # the job asks for the step, whatever came before it
-            self._sum_over_workers(networks)
+            self._sum_over_workers(state)
             return True
         values = torch.stack([loss.detach().float().reshape(()) for loss in losses])
-        sums = pending_sums(networks)
+        sums = state.pending()
         seen = torch.cat([values, torch.stack(torch._foreach_norm(sums)).float()]) if sums else values
         count = (~seen.isfinite()).sum().float()
-        self._sum_over_workers(networks, count)  # one message for both: each costs a wait for the slowest worker
+        self._sum_over_workers(state, count)  # one message for both: each costs a wait for the slowest worker
         if not count:
             return True
         mine = [str(value) for value in values.tolist() if not abs(value) < float("inf")]
@@ -125,9 +123,9 @@ class Guards:
         self._refused = f"loss/{update.name} was {' and '.join(where)}" if where else f"{update.name} overflowed"
         return False
 
-    def _sum_over_workers(self, networks: Iterable[nn.Module], *also: Tensor) -> None:
+    def _sum_over_workers(self, state: UpdateState, *also: Tensor) -> None:
         if self._workers.size > 1:
-            sum_pending(networks, self._workers.sum, *also)
+            state.sum(self._workers.sum, *also)
 
     def stepped(self, update: Update, engine: NetworkEngine, nimg: int) -> None:
         """Learn that an update is over: its step was made, or its gradients were discarded.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bessemer.nn.norm import share_statistics
-from bessemer.nn.update_state import begin_update, commit_update
+from bessemer.nn.update_state import begin_update
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, Loss, System, Update
 from bessemer.training.agreement import check_agreement
@@ -179,7 +179,7 @@ class Trainer:
         with part("data"):
             batches = self.stream.batch(self.guards.data_position(nimg))
         with part("forward"):
-            begin_update(networks)
+            state = begin_update(networks)
         with engine.only_trained(self.engines):
             for index, batch in zip(self.slices, batches, strict=True):
                 draws = generator(device, self.guards.seed, update.name, nimg, index)
@@ -192,10 +192,10 @@ class Trainer:
                         engine.backward(loss.value / len(self.slices))
                 losses.append(Loss(loss.value.detach(), loss.scalars))
             with part("communicate"):
-                accepted = self.guards.accept(update, engine, [loss.value for loss in losses], networks)
+                accepted = self.guards.accept(update, engine, [loss.value for loss in losses], state)
                 self.checkpoints.copied()  # from here on, the state changes
                 if accepted:
-                    commit_update(networks)
+                    state.commit()
             with part("optimizer"):
                 if accepted:
                     engine.step(lr_factor(self.job.training, nimg) * self.guards.lr_factor)
