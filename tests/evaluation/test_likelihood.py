@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,8 @@ def test_any_number_of_workers_computes_the_same(small: NVAE, info, data, world:
 
     def on(rank: int, gather: Any) -> Any:
         names = ["bits_per_dim"]
-        return evaluate_likelihood(small, info(), data, names, samples=70, rank=rank, world=world, gather=gather)
+        group = SimpleNamespace(rank=rank, size=world, gather=gather)
+        return evaluate_likelihood(small, info(), data, names, samples=70, group=group)
 
     for rank in range(1, world):  # four workers have three chunks: the last gathers nothing
         with pytest.raises(Reached):
@@ -82,9 +84,8 @@ def test_any_number_of_workers_computes_the_same(small: NVAE, info, data, world:
 
 def alone_share(small: NVAE, info: Any, data: Any) -> Any:
     found: list[Any] = []
-    evaluate_likelihood(
-        small, info(), data, ["bits_per_dim"], samples=70, gather=lambda own: found.append(own) or [own]
-    )
+    group = SimpleNamespace(rank=0, size=1, gather=lambda own: found.append(own) or [own])
+    evaluate_likelihood(small, info(), data, ["bits_per_dim"], samples=70, group=group)
     return found[0]
 
 

@@ -113,9 +113,9 @@ def sample_images(directory: Path, rows: int, columns: int) -> NDArray[np.uint8]
     with ShardedDataset.open(directory) as dataset:
         classes = len(dataset.manifest.classes)
         shown = np.arange(rows) % classes if classes <= rows else np.arange(rows) * classes // rows
-        ids = []
+        ids, labels = [], dataset.labels
         for row, label in enumerate(shown.tolist()):
-            own = np.flatnonzero(dataset.labels == label)
+            own = np.flatnonzero(labels == label)
             own = own[permutation(len(own), 0, "info", label)]
             ids.append(np.resize(np.roll(own, -columns * (row // classes)), columns))
         return dataset.read(np.concatenate(ids))

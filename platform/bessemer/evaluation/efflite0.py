@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from bessemer.errors import EvaluationError
-from bessemer.evaluation.extractors import check_images, exact_arithmetic
+from bessemer.evaluation.extractors import in_passes
 from bessemer.evaluation.resize import resize_bicubic
 from bessemer.evaluation.score import Head
 from bessemer.files import file_sha256
@@ -23,7 +23,6 @@ from bessemer.files import file_sha256
 __all__ = ["EffLite0", "fold", "load_network"]
 
 _SIZE: Final = 224
-_CPU_PASS: Final = 16  # larger passes leave the caches and cost page faults, most of all on a busy machine
 
 
 class EffLite0:
@@ -43,12 +42,8 @@ class EffLite0:
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        check_images(images)
-        most = _CPU_PASS if self._device.type == "cpu" else len(images)
-        with exact_arithmetic(self._device):
-            return torch.cat([self._features(part) for part in torch.split(images, max(most, 1))])
+        return in_passes(self._features, images, self._device)
 
     def _features(self, images: Tensor) -> Tensor:
         x = resize_bicubic(images.to(self._device), _SIZE).sub_(127).div_(128)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from bessemer.errors import EvaluationError
 from bessemer.evaluation.names import EXTRACTORS
 from bessemer.evaluation.score import Head
 
-__all__ = ["Extractor", "check_images", "exact_arithmetic", "get_extractor"]
+__all__ = ["Extractor", "check_images", "exact_arithmetic", "get_extractor", "in_passes"]
+
+_CPU_PASS: Final = 16  # larger passes leave the caches and cost page faults, most of all on a busy machine
 
 
 class Extractor(Protocol):
@@ -102,6 +104,28 @@ def check_images(images: Tensor) -> None:
         raise EvaluationError(
             f"images: {images.dtype} of shape {list(images.shape)}, but extractors take uint8 [N, 1 or 3, H, W]."
         )
+
+
+@torch.no_grad()
+def in_passes(
+    extract: Callable[[Tensor], Tensor], images: Tensor, device: torch.device, most: int | None = None
+) -> Tensor:
+    """Features of images by `extract`, which gets some of them at a time.
+
+    Args:
+        extract: features [n, dimension] of images [n, 1 or 3, H, W].
+        images: [N, 1 or 3, H, W] uint8.
+        device: where it computes.
+        most: images per pass; unset for as many as the caches hold on the CPU, and all of them on a GPU.
+
+    Raises:
+        EvaluationError: as :func:`check_images`.
+    """
+    check_images(images)
+    if most is None:
+        most = _CPU_PASS if device.type == "cpu" else len(images)
+    with exact_arithmetic(device):
+        return torch.cat([extract(part) for part in torch.split(images, max(most, 1))])
 
 
 @contextmanager

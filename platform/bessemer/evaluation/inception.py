@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.cleanfid_import import import_cleanfid
-from bessemer.evaluation.extractors import check_images, exact_arithmetic
+from bessemer.evaluation.extractors import in_passes
 from bessemer.evaluation.resize import resize_bicubic
 from bessemer.evaluation.score import Head
 from bessemer.evaluation.weights import check_weights, read_state
@@ -32,7 +32,6 @@ __all__ = ["Inception", "PytorchInception", "TensorflowInception"]
 
 _SIZE: Final = 299
 _DIMENSION: Final = 2048
-_CPU_PASS: Final = 16  # as many as stay in the caches
 
 
 class Inception:
@@ -52,12 +51,8 @@ class Inception:
         self._network: Any = network.eval()
         self.head = _head(network)
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        check_images(images)
-        most = _CPU_PASS if self._device.type == "cpu" else len(images)
-        with exact_arithmetic(self._device):
-            return torch.cat([self._features(part) for part in torch.split(images, max(most, 1))])
+        return in_passes(self._features, images, self._device)
 
     def _features(self, images: Tensor) -> Tensor:
         x = images.to(self._device)
@@ -96,12 +91,8 @@ class PytorchInception:
         self._device = device
         self._network = pytorch_layers(read_state(weights), dimension).eval().requires_grad_(False).to(device)
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        check_images(images)
-        most = _CPU_PASS if self._device.type == "cpu" else len(images)
-        with exact_arithmetic(self._device):
-            return torch.cat([self._features(part) for part in torch.split(images, max(most, 1))])
+        return in_passes(self._features, images, self._device)
 
     def _features(self, images: Tensor) -> Tensor:
         x = images.to(self._device).float()

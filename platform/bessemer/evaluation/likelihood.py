@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.reference import reference_ids
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, sampling_mode
+from bessemer.evaluation.team import ALONE, Group, Progress
 from bessemer.systems.contract import Batch, LikelihoodSystem, System
 from bessemer.training.rng import generator
 
@@ -70,10 +71,8 @@ def evaluate_likelihood(
     importance_samples: int = 1,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    rank: int = 0,
-    world: int = 1,
-    gather: Callable[[Any], list[Any]] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    group: Group = ALONE,
+    progress: Progress | None = None,
 ) -> list[LikelihoodRecord]:
     """Bits per dimension of real images. Called by all workers together.
 
@@ -86,10 +85,8 @@ def evaluate_likelihood(
         importance_samples: draws of the latents per image.
         seed: seed of the latents.
         device: of the system.
-        rank: this worker, from 0.
-        world: number of workers.
-        gather: collects a value from every worker; needed when `world` is more than 1.
-        progress: called after every chunk with what is done, this worker's images done, and all of its images.
+        group: this worker among the others.
+        progress: called after every chunk.
 
     Returns:
         One record per metric on the first worker, nothing on the others.
@@ -102,26 +99,27 @@ def evaluate_likelihood(
         return []
     if not isinstance(system, LikelihoodSystem):
         raise EvaluationError(f"evaluation.metrics: {metrics[0]} needs a likelihood, and {system.name} has none.")
-    assert world == 1 or gather is not None, "several workers need `gather`"
     started = time.perf_counter()
     ids = reference_ids(len(dataset), samples)
-    own = list(range(rank, -(-len(ids) // SAMPLE_CHUNK), world))
+    labels = np.asarray(dataset.labels)[ids]
+    own = list(range(group.rank, -(-len(ids) // SAMPLE_CHUNK), group.size))
     nats: dict[int, NDArray[np.float64]] = {}
     with torch.no_grad(), sampling_mode(system):
         for done, chunk in enumerate(own, 1):
-            batch = _batch(dataset, ids[chunk * SAMPLE_CHUNK : (chunk + 1) * SAMPLE_CHUNK], device)
+            rows = slice(chunk * SAMPLE_CHUNK, (chunk + 1) * SAMPLE_CHUNK)
+            batch = _batch(dataset.read(ids[rows]), labels[rows], device)
             found = system.log_likelihood(batch, generator(device, seed, "likelihood", chunk), importance_samples)
             nats[chunk] = found.double().cpu().numpy()
             if progress is not None:
                 progress("likelihoods", min(done * SAMPLE_CHUNK, len(ids)), len(own) * SAMPLE_CHUNK)
-    chunks = {number: part for share in (gather or (lambda x: [x]))(nats) for number, part in share.items()}
+    chunks = {number: part for share in group.gather(nats) for number, part in share.items()}
     values = np.concatenate([chunks[number] for number in sorted(chunks)])
     if bad := int((~np.isfinite(values)).sum()):  # every worker raises, so none waits for another
         raise EvaluationError(
             f"likelihoods: {bad} of {len(values)} are not finite; the run has diverged. "
             "Resume from an earlier checkpoint with a lower learning rate."
         )
-    if rank > 0:
+    if group.rank > 0:
         return []
     c = system.config
     bits = -values / (math.log(2) * c.channels * c.resolution**2)
@@ -144,7 +142,7 @@ def evaluate_likelihood(
     ]
 
 
-def _batch(dataset: Any, ids: NDArray[np.int64], device: torch.device | str) -> Batch:
-    """Images of these numbers as training hands them to a system."""
-    images: Tensor = torch.from_numpy(dataset.read(ids)).to(device).float().div(127.5).sub(1)
-    return Batch(images, torch.from_numpy(dataset.labels[ids]).to(device))
+def _batch(pixels: NDArray[np.uint8], labels: NDArray[np.int64], device: torch.device | str) -> Batch:
+    """Images as training hands them to a system."""
+    images: Tensor = torch.from_numpy(pixels).to(device).float().div(127.5).sub(1)
+    return Batch(images, torch.from_numpy(labels).to(device))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bessemer.errors import EvaluationError
-from bessemer.evaluation.extractors import check_images, exact_arithmetic
+from bessemer.evaluation.extractors import in_passes
 from bessemer.evaluation.resize import resize_bicubic
 from bessemer.evaluation.weights import check_weights, read_state
 
@@ -247,11 +247,8 @@ class _TransformerFeatures:
         last = network.after[-1] if isinstance(network.after, nn.Sequential) else None
         self.dimension = last.out_features if isinstance(last, nn.Linear) else int(width)
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        check_images(images)
-        with exact_arithmetic(self._device):
-            return torch.cat([self._features(part) for part in torch.split(images, _PASS)])
+        return in_passes(self._features, images, self._device, _PASS)
 
     def _features(self, images: Tensor) -> Tensor:
         x = resize_bicubic(images.to(self._device), _SIZE).expand(-1, 3, -1, -1)

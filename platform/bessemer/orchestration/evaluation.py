@@ -27,14 +27,12 @@ from bessemer.systems.snapshot import SnapshotInfo, fill_networks, sampled_state
 from bessemer.training.checkpoint_files import kimg_name
 from bessemer.training.distributed import Workers
 from bessemer.training.guards import RollBack
+from bessemer.training.loop import WriteRecord
 from bessemer.training.saving import reason
 
-__all__ = ["EvaluationBeside", "EvaluationInTraining", "Judge", "WriteRecord", "held_out_images"]
+__all__ = ["EvaluationBeside", "EvaluationInTraining", "Judge", "held_out_images"]
 
 _log = logging.getLogger(__name__)
-
-WriteRecord = Callable[..., None]
-"""``write(kind, nimg, **fields)`` of the run's journal."""
 
 _ROLLBACK_FIX = "Lower training.optimizers.*.lr, or raise evaluation.rollback_at."
 
@@ -90,9 +88,7 @@ class Judge:
                 importance_samples=spec.importance_samples,
                 seed=seed,
                 device=self._workers.device,
-                rank=self._workers.rank,
-                world=self._workers.size,
-                gather=self._workers.gather,
+                group=self._workers,
             )
         records = evaluate_system(
             system,

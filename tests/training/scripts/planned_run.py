@@ -48,7 +48,7 @@ def make_trainer(job: JobSpec, system: System, workers: Workers) -> Trainer:
     engines = build_engines(system.networks(), system.optimizers(), job.training, workers, system.updates(Clock(0, 0)))
     emas = {name: ShardedEma(engines[name], job.ema, workers) for name in system.sampled_networks}
     stream = Blank(job.slices // workers.size, job.training.slice_size)
-    identity = Identity("biggan", {}, 0, job.training.batch_size, job.training.slice_size, "none")
+    identity = Identity(system.name, {}, 0, job.training.batch_size, job.training.slice_size, "none")
     store = CheckpointStore(Path(tempfile.mkdtemp()), job.checkpoint, workers)
     trainer = Trainer(
         job, system, engines, emas, stream, store, identity, workers, lambda *a, **k: None, lambda clock, state: None

@@ -11,24 +11,20 @@ from __future__ import annotations
 import gc
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from planned_run import make_trainer
 from torch import Generator, Tensor, nn
 
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, System, SystemConfig, Update
 from bessemer.training import engine, zero_costs
-from bessemer.training.checkpoint import CheckpointStore, Identity
-from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
-from bessemer.training.ema import ShardedEma
-from bessemer.training.loop import Trainer
+from bessemer.training.distributed import end_process, init_deepspeed, join_workers
 from bessemer.training.plan import Target, make_plan
-from bessemer.training.rng import generator
 
 ITERATIONS = 4
 moved = {"reduced": 0, "scattered": 0, "gathered": 0}
@@ -69,28 +65,6 @@ class Autoencoder(System):
 
     def loss(self, batch: Batch, draws: Generator) -> Loss:
         return Loss((self.network(batch.images) - batch.images).square().mean())
-
-
-class Blank:
-    """One black batch, made beforehand."""
-
-    def __init__(self, slices: int, size: int) -> None:
-        self.slices = [Batch(torch.zeros(size, 3, 32, 32), torch.zeros(size, dtype=torch.int64))] * slices
-
-    def batch(self, nimg: int) -> list[Batch]:
-        return self.slices
-
-
-def make_trainer(job: JobSpec, system: System, workers: Workers) -> Trainer:
-    system.init_weights(generator("cpu", 0, "init"))
-    engines = engine.build_engines(system.networks(), system.optimizers(), job.training, workers)
-    emas = {"autoencoder": ShardedEma(engines["autoencoder"], job.ema, workers)}
-    stream = Blank(job.slices // workers.size, job.training.slice_size)
-    identity = Identity("autoencoder", {}, 0, job.training.batch_size, job.training.slice_size, "none")
-    store = CheckpointStore(Path(tempfile.mkdtemp()), job.checkpoint, workers)
-    return Trainer(
-        job, system, engines, emas, stream, store, identity, workers, lambda *a, **k: None, lambda clock, state: None
-    )
 
 
 class _Done:
