@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bessemer.nn.precision import full_precision
+from bessemer.nn.unset import Unset
 
 __all__ = ["Conv2d", "Linear", "WNConv2d", "weight_normalised"]
 
@@ -27,16 +28,11 @@ def weight_normalised(direction: Tensor, log_gain: Tensor) -> Tensor:
         return direction * (log_gain.exp() / norm)
 
 
-class Linear(nn.Linear):
+class Linear(Unset, nn.Linear):
     """A linear layer."""
 
-    def reset_parameters(self) -> None:
-        """Keep the constructor away from the global random number generator."""
-        for parameter in self.parameters(recurse=False):
-            nn.init.zeros_(parameter)
 
-
-class Conv2d(nn.Conv2d):
+class Conv2d(Unset, nn.Conv2d):
     """A 2-D convolution that keeps the size, or divides it by `stride`.
 
     Args:
@@ -56,11 +52,6 @@ class Conv2d(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias
         )
-
-    def reset_parameters(self) -> None:
-        """Keep the constructor away from the global random number generator."""
-        for parameter in self.parameters(recurse=False):
-            nn.init.zeros_(parameter)
 
     def direction(self) -> Tensor:
         """The weight before normalisation; layers that mask it do so here."""

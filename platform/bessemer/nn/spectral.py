@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from bessemer.nn.precision import full_precision
 from bessemer.nn.resample import conv3x3_downsample, upsample_conv3x3
+from bessemer.nn.unset import Unset
 from bessemer.nn.update_state import UpdateStateLayer
 
 __all__ = ["SNConv2d", "SNEmbedding", "SNLinear", "SpectralNorm", "power_iterate"]
 
 
-class SpectralNorm(UpdateStateLayer):
+class SpectralNorm(Unset, UpdateStateLayer):
     """Mixin for layers with a `weight`; put it before the layer's class in the bases.
 
     Weights and u are zeros until :func:`bessemer.nn.init.init_weights` or `load_state_dict`.
@@ -30,11 +31,6 @@ class SpectralNorm(UpdateStateLayer):
     u: Tensor
     """[out], not normalised at initialisation; of length 1 after the first update."""
     eps: float
-
-    def reset_parameters(self) -> None:
-        """Keep the constructor away from the global random number generator."""
-        for parameter in self.parameters(recurse=False):
-            nn.init.zeros_(parameter)
 
     def _register_u(self, eps: float) -> None:
         self.eps = eps
