@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _common import finish, parse_options, ratio
 
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.tracking.journal import read_journal

@@ -22,9 +22,9 @@ from _common import Ratio, alternate, finish, in_workers, is_worker, parse_optio
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from bessemer.data.dataset import ShardedDataset
-from bessemer.data.pack import pack
-from bessemer.data.stream import SliceStream
+from bessemer.data.packing.pack import pack
+from bessemer.data.reading.dataset import ShardedDataset
+from bessemer.data.reading.stream import SliceStream
 from bessemer.nn.update_state import begin_update, end_update
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock, System, Update

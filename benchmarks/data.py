@@ -26,11 +26,11 @@ import numpy as np
 from _common import Ratio, alternate, finish, parse_options, ratio
 from PIL import Image
 
-from bessemer.data.dataset import ShardedDataset
 from bessemer.data.index import INDEX_DTYPE, index_bytes
 from bessemer.data.manifest import Manifest, data_hash
-from bessemer.data.pack import pack
-from bessemer.data.stream import SliceStream
+from bessemer.data.packing.pack import pack
+from bessemer.data.reading.dataset import ShardedDataset
+from bessemer.data.reading.stream import SliceStream
 from bessemer.files import file_sha256
 
 BATCH, WORKERS = 64, 2

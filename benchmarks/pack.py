@@ -19,10 +19,10 @@ import webdataset as wds
 from _common import alternate, finish, parse_options, ratio
 from PIL import Image
 
-from bessemer.data.archives import FolderFiles
-from bessemer.data.prepare import Rules
-from bessemer.data.shard_task import ShardTask, pack_shard
-from bessemer.data.shards import ShardWriter
+from bessemer.data.packing.prepare import Rules
+from bessemer.data.packing.shard_task import ShardTask, pack_shard
+from bessemer.data.packing.shards import ShardWriter
+from bessemer.data.sources.archives import FolderFiles
 
 SIZE, QUALITY, DISTINCT = 256, 90, 64
 

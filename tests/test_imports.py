@@ -99,13 +99,13 @@ def test_imports_run_one_way(path: Path) -> None:
         ("bessemer.training.loop", "def f():\n    import ray"),
         ("bessemer.training.loop", "from mlflow.tracking import MlflowClient"),
         ("bessemer.training.loop", "from bessemer.evaluation import names"),
-        ("bessemer.systems.contract", "from bessemer.data import stream"),
-        ("bessemer.data.sources", "from sklearn.datasets import load_digits"),
+        ("bessemer.systems.contract", "from bessemer.data.reading import stream"),
+        ("bessemer.data.sources.source", "from sklearn.datasets import load_digits"),
         ("bessemer.nn.norm", "from bessemer import systems"),
         ("bessemer.stores.s3", "import boto3"),
         ("bessemer.stores.local", "from bessemer.data import manifest"),
         ("bessemer.spec.job", "from ..data import manifest"),
-        ("bessemer.data.pack", "import importlib\nimportlib.import_module('bessemer.cli.app')"),
+        ("bessemer.data.packing.pack", "import importlib\nimportlib.import_module('bessemer.cli.app')"),
     ],
 )
 def test_the_guard_sees_a_wrong_import(module: str, source: str) -> None:

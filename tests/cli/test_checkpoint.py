@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bessemer.cli.app import app
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 from bessemer.errors import RunError
 from bessemer.orchestration.elsewhere import fetch_run
 from bessemer.orchestration.run_directory import RunDirectory

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 from bessemer.systems.snapshot import load_snapshot
 from bessemer.tracking.journal import read_journal
 

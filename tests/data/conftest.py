@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bessemer.data.dataset import ShardedDataset
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
+from bessemer.data.reading.dataset import ShardedDataset
 
 
 def draw(seed: int, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Image.Image:

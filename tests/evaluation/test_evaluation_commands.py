@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bessemer.cli.app import app
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 from bessemer.errors import (
     BessemerError,
     CheckpointError,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 from bessemer.errors import DataError
 from bessemer.evaluation.images import open_images, read_in_groups
 

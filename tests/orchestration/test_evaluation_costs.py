@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bessemer.data.dataset import ShardedDataset
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
+from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.evaluation.evaluate import evaluate_system
 from bessemer.evaluation.extractors import get_extractor
 from bessemer.orchestration.evaluation_costs import evaluation_cost

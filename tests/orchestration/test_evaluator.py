@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.orchestration.processes import bessemer, torchrun, wait_for
 
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 from bessemer.orchestration.backlog import Backlog, Published, split
 from bessemer.orchestration.verdict import judge_curve
 from bessemer.spec.job import EvaluationSpec

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tests.orchestration.processes import bessemer, images_seen, torchrun, wait_for, worker_pid
 
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 from bessemer.tracking.journal import read_journal
 from bessemer.tracking.runs import load_run
 

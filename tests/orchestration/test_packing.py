@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bessemer.data.dataset import ShardedDataset
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
+from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.errors import DataError, MachineError
 from bessemer.orchestration.packing import ray_runner
 

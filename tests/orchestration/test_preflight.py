@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.servers import S3Server
 
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 from bessemer.errors import BessemerError, MachineError, RunError
 from bessemer.orchestration.launch import launch
 from bessemer.orchestration.preflight import preflight, with_absolute_paths

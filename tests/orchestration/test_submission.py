@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from tests.orchestration.processes import images_seen
 
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 from bessemer.errors import BessemerError, MachineError, SpecError
 from bessemer.orchestration.dashboard import dashboard_url
 from bessemer.orchestration.submission import check_before_sending

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 
 States = dict[int, list[dict[str, Tensor]]]
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.servers import Fault, fault_server
 
-from bessemer.data.pack import pack
+from bessemer.data.packing.pack import pack
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 

@@ -14,7 +14,7 @@ from bessemer.cli.output import echo_json, human_bytes, progress, table
 
 if TYPE_CHECKING:
     from bessemer.data.manifest import Manifest
-    from bessemer.data.pack import Runner
+    from bessemer.data.packing.pack import Runner
 
 __all__ = ["app", "index", "info", "pack", "verify"]
 
@@ -106,7 +106,7 @@ def pack(
 
     Example: bessemer data pack photos/ datasets/photos --size 64 --mode RGB
     """
-    from bessemer.data import pack as packing
+    from bessemer.data.packing import pack as packing
 
     start = time.monotonic()
     workers = workers or len(os.sched_getaffinity(0))
@@ -147,7 +147,7 @@ def index(
     Every header's checksum is checked, every member accounted for, every image decoded. The images must be JPEG or PNG,
     square, of one size and colour mode; shards with others are packed anew: bessemer data pack DIR DST.
     """
-    from bessemer.data.foreign import index_shards
+    from bessemer.data.packing.foreign import index_shards
 
     start = time.monotonic()
     with progress("indexing") as advance:
@@ -176,7 +176,7 @@ def verify(
     from dataclasses import asdict
 
     from bessemer.data.manifest import Manifest
-    from bessemer.data.verify import verify as find_faults
+    from bessemer.data.packing.verify import verify as find_faults
 
     with progress("verifying") as advance:
         faults = find_faults(directory, deep=deep, progress=advance)
@@ -207,7 +207,7 @@ def info(
     """Describe a data set: class balance, sizes, pixel statistics, duplicates, and what of it ruins runs."""
     from dataclasses import asdict
 
-    from bessemer.data.examine import examine, sample_images
+    from bessemer.data.packing.examine import examine, sample_images
 
     with progress("examining") as advance:
         found = examine(directory, None if every else images, advance)

@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bessemer.data.dataset import ShardedDataset
-from bessemer.data.decode import decode, read_header
-from bessemer.data.sources import Entry, Source, open_source
+from bessemer.data.reading.dataset import ShardedDataset
+from bessemer.data.reading.decode import decode, read_header
+from bessemer.data.sources.source import Entry, Source, open_source
 from bessemer.errors import DataError
 
 __all__ = ["ImageFiles", "RealImages", "open_images", "read_in_groups"]
 
 
 class RealImages(Protocol):
-    """What evaluation asks of images; :class:`bessemer.data.dataset.ShardedDataset` has it."""
+    """What evaluation asks of images; :class:`bessemer.data.reading.dataset.ShardedDataset` has it."""
 
     @property
     def manifest(self) -> Any:

@@ -79,7 +79,7 @@ def evaluate_likelihood(
     Args:
         system: with the weights to judge on `device`.
         info: origin of the weights, a :class:`bessemer.systems.snapshot.SnapshotInfo`.
-        dataset: the images, a :class:`bessemer.data.dataset.ShardedDataset`.
+        dataset: the images, a :class:`bessemer.data.reading.dataset.ShardedDataset`.
         metrics: keys of :data:`bessemer.evaluation.names.LIKELIHOODS`; without any nothing is done.
         samples: images, a fixed random choice; all where there are fewer.
         importance_samples: draws of the latents per image.

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bessemer.data.dataset import ShardedDataset
+from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
 from bessemer.evaluation.grid import sample_grid, save_png

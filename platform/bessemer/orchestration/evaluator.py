@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from bessemer.data.opening import open_job_data
+from bessemer.data.reading.opening import open_job_data
 from bessemer.errors import BessemerError
 from bessemer.orchestration.backlog import Backlog, Published, split
 from bessemer.orchestration.evaluation import Judge

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bessemer.data.opening import open_job_data
+from bessemer.data.reading.opening import open_job_data
 from bessemer.errors import CheckpointError, DataError, RunError, StoreError
 from bessemer.evaluation.sampling import recompute_batch_norm
 from bessemer.orchestration.run_directory import RunDirectory

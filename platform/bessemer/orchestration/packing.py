@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
-from bessemer.data.pack import Runner
-from bessemer.data.shard_task import ShardResult, ShardTask
+from bessemer.data.packing.pack import Runner
+from bessemer.data.packing.shard_task import ShardResult, ShardTask
 from bessemer.errors import BessemerError, MachineError
 from bessemer.orchestration.launch import ray_session
 
@@ -18,9 +18,10 @@ __all__ = ["ray_runner"]
 
 @contextmanager
 def ray_runner(address: str, workers: int) -> Iterator[Runner]:
-    """A runner for :func:`bessemer.data.pack.pack`. Lost tasks are done again; their shards have the same bytes.
+    """A runner for :func:`bessemer.data.packing.pack.pack`.
 
-    Source and destination must lie on a file system that all nodes share.
+    Lost tasks are done again; their shards have the same bytes. Source and destination must lie on a file system that
+    all nodes share.
 
     Args:
         address: of a running cluster, `auto` for the one that this machine belongs to, or `local` to start Ray here.

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from bessemer.data.manifest import MANIFEST
-from bessemer.data.opening import load_job_manifest
-from bessemer.data.stream import CACHE_LIMIT
+from bessemer.data.reading.opening import load_job_manifest
+from bessemer.data.reading.stream import CACHE_LIMIT
 from bessemer.orchestration.evaluation_costs import evaluation_cost
 from bessemer.spec.job import JobSpec
 from bessemer.stores.opening import is_remote

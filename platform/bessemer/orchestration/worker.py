@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from bessemer.data.opening import open_job_data
-from bessemer.data.quarantine import Quarantine
-from bessemer.data.stream import SliceStream
+from bessemer.data.reading.opening import open_job_data
+from bessemer.data.reading.quarantine import Quarantine
+from bessemer.data.reading.stream import SliceStream
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.grid import save_png, tile
 from bessemer.evaluation.names import split_metrics

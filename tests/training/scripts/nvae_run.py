@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bessemer.data.dataset import ShardedDataset
-from bessemer.data.stream import SliceStream
+from bessemer.data.reading.dataset import ShardedDataset
+from bessemer.data.reading.stream import SliceStream
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Batch, Clock
 from bessemer.systems.registry import build

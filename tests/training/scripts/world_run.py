@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bessemer.data.dataset import ShardedDataset
-from bessemer.data.stream import SliceStream
+from bessemer.data.reading.dataset import ShardedDataset
+from bessemer.data.reading.stream import SliceStream
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Clock
 from bessemer.systems.registry import build

@@ -1,0 +1,1 @@
+"""Reading a data set: where it lies, the node's cache, decoding, batches."""
