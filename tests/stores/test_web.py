@@ -7,6 +7,7 @@ import io
 import pickle
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from bessemer.stores.opening import open_store
 from bessemer.stores.store import MissingObjectError, Patience, Store
 
 DATA = np.random.default_rng(1).bytes(300_000)
-QUICK = Patience(attempts=4, pause=0.001, longest_pause=0.01, timeout=0.5)
+QUICK = Patience(attempts=4, pause=0.001, longest_pause=0.01, timeout=10)
 NAME = "train/a b#1.tar"
 
 
@@ -135,7 +136,9 @@ def test_patience_ends(store: Store, faulty: FaultServer) -> None:
     assert len(faulty.requests) == 4
 
 
-def test_a_server_that_falls_silent_counts_as_dropped(store: Store, faulty: FaultServer) -> None:
+def test_a_server_that_falls_silent_counts_as_dropped(faulty: FaultServer) -> None:
+    faulty.objects = {NAME: DATA}
+    store = open_store(faulty.url, replace(QUICK, timeout=0.5))
     faulty.faults[NAME] = [Fault("stall", 1000)]
     assert whole(store) == DATA
     assert faulty.requests[-1][2] == "bytes=1000-"
