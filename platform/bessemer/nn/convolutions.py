@@ -5,14 +5,17 @@ Their constructors draw nothing: weights are zeros until :func:`bessemer.nn.init
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bessemer.nn.precision import full_precision
+from bessemer.nn.resample import conv3x3_downsample, upsample_conv3x3
 from bessemer.nn.unset import Unset
 
-__all__ = ["Conv2d", "Linear", "WNConv2d", "weight_normalised"]
+__all__ = ["Conv2d", "Linear", "ResamplingConv2d", "WNConv2d", "weight_normalised"]
 
 
 def weight_normalised(direction: Tensor, log_gain: Tensor) -> Tensor:
@@ -95,3 +98,39 @@ class WNConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H', W']."""
         return F.conv2d(x, self.effective_weight(), self.bias, self.stride, self.padding, groups=self.groups)
+
+
+class ResamplingConv2d(Unset, nn.Conv2d):
+    """2-D convolution that keeps the size, or doubles or halves it.
+
+    Args:
+        kernel_size: odd; padding is half of it.
+        resample: `up` upsamples (nearest neighbour) before the convolution, `down` pools (average) after it; both
+            need kernel size 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        bias: bool = True,
+        resample: Literal["up", "down"] | None = None,
+    ) -> None:
+        assert resample is None or kernel_size == 3
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.resample = resample
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the input meets, [out, in, k, k], with its gradient."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, H, W] -> [N, out, H', W']."""
+        weight = self.effective_weight()
+        if self.resample == "up":
+            return upsample_conv3x3(x, weight, self.bias)
+        if self.resample == "down":
+            return conv3x3_downsample(x, weight, self.bias)
+        return F.conv2d(x, weight, self.bias, padding=self.padding)

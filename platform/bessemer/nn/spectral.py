@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bessemer.nn.convolutions import ResamplingConv2d
 from bessemer.nn.precision import full_precision
-from bessemer.nn.resample import conv3x3_downsample, upsample_conv3x3
 from bessemer.nn.unset import Unset
 from bessemer.nn.update_state import UpdateStateLayer
 
@@ -64,14 +64,8 @@ class SpectralNorm(Unset, UpdateStateLayer):
         return self.weight / self.sigma()
 
 
-class SNConv2d(SpectralNorm, nn.Conv2d):
-    """Spectrally normalised 2-D convolution that keeps the size, or doubles or halves it.
-
-    Args:
-        kernel_size: odd; padding is half of it.
-        resample: `up` upsamples (nearest neighbour) before the convolution, `down` pools (average) after it; both
-            need kernel size 3.
-    """
+class SNConv2d(SpectralNorm, ResamplingConv2d):
+    """Spectrally normalised 2-D convolution that keeps the size, or doubles or halves it."""
 
     def __init__(
         self,
@@ -83,19 +77,11 @@ class SNConv2d(SpectralNorm, nn.Conv2d):
         resample: Literal["up", "down"] | None = None,
         eps: float = 1e-12,
     ) -> None:
-        assert resample is None or kernel_size == 3
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-        self.resample = resample
+        super().__init__(in_channels, out_channels, kernel_size, bias=bias, resample=resample)
         self._register_u(eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in, H, W] -> [N, out, H', W']."""
-        weight = self.normalised_weight()
-        if self.resample == "up":
-            return upsample_conv3x3(x, weight, self.bias)
-        if self.resample == "down":
-            return conv3x3_downsample(x, weight, self.bias)
-        return F.conv2d(x, weight, self.bias, padding=self.padding)
+    def effective_weight(self) -> Tensor:
+        return self.normalised_weight()
 
 
 class SNLinear(SpectralNorm, nn.Linear):

@@ -1,4 +1,4 @@
-"""BigGAN (Brock, Donahue and Simonyan 2019, arXiv:1809.11096), section 3 and appendix B.
+"""BigGAN (Brock, Donahue and Simonyan 2019, arXiv:1809.11096), section 3 and appendices B to D.
 
 Where the paper is silent the networks and presets follow BigGAN-PyTorch and its launch scripts; parameter counts are
 those of that code and of Google's compare_gan.
@@ -7,7 +7,6 @@ those of that code and of Google's compare_gan.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -15,34 +14,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
-from bessemer.nn.attention import SelfAttention
-from bessemer.nn.embedding import embedding
 from bessemer.nn.init import WeightInit, init_weights
 from bessemer.nn.latents import normal_latents
-from bessemer.nn.norm import AffineBatchNorm, ConditionalBatchNorm, renew_statistics
+from bessemer.nn.norm import renew_statistics
 from bessemer.nn.regularise import modified_orthogonal
-from bessemer.nn.resample import upsample
-from bessemer.nn.spectral import SNConv2d, SNEmbedding, SNLinear
+from bessemer.systems.adversarial.biggan_networks import G_WIDTHS, BigGANDiscriminator, BigGANGenerator
 from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, System, SystemConfig, Update
 
-__all__ = ["BigGAN", "BigGANConfig", "BigGANDiscriminator", "BigGANGenerator"]
-
-G_WIDTHS = {
-    32: (4, 4, 4, 4),
-    64: (16, 16, 8, 4, 2),
-    128: (16, 16, 8, 4, 2, 1),
-    256: (16, 16, 8, 8, 4, 2, 1),
-    512: (16, 16, 8, 8, 4, 2, 1, 1),
-}
-"""Resolution -> channels over ch at 4x4 and after each block of G, each of which doubles the resolution."""
-D_WIDTHS = {
-    32: (4, 4, 4, 4),
-    64: (1, 2, 4, 8, 16),
-    128: (1, 2, 4, 8, 16, 16),
-    256: (1, 2, 4, 8, 8, 16, 16),
-    512: (1, 1, 2, 4, 8, 8, 16, 16),
-}
-"""Resolution -> channels over ch after each block of D, all of which but the last halve the resolution (two at 32)."""
+__all__ = ["BigGAN", "BigGANConfig", "CommonConfig"]
 
 Width = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -57,6 +36,8 @@ class CommonConfig(SystemConfig):
     """Colour channels."""
     classes: Annotated[int, Field(ge=1)] = 1
     """Classes; 1 for data without labels, which then share one learned class vector."""
+    conditional: bool = True
+    """Give the class to both networks; if not, labels are ignored, and neither has a table of classes."""
     generator_width: Width = 96
     """ch of the generator: its narrowest layer."""
     discriminator_width: Width = 96
@@ -79,6 +60,8 @@ class CommonConfig(SystemConfig):
     """Share of an update's batch statistics in the new running statistics."""
     d_steps: Annotated[int, Field(ge=1)] = 1
     """Discriminator updates per generator update."""
+    generator_images: Annotated[int, Field(ge=1)] = 1
+    """Images in a slice of the generator's update, over the real ones in a slice."""
     orthogonal: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """β of the modified orthogonal regularisation of the generator; the paper uses 1e-4, the launch scripts 0."""
     generator_lr: Positive = 1e-4
@@ -93,6 +76,9 @@ class CommonConfig(SystemConfig):
     """Weight (gamma) of the R1 penalty on the discriminator (Mescheder et al. 2018, eq. 9); 0, as here, for none."""
     r1_interval: Annotated[int, Field(ge=1)] = 16
     """Iterations between two R1 updates; the penalty is multiplied by it (lazy regularisation)."""
+    truncation_by: Literal["resampling", "scaling"] = "resampling"
+    """What truncation t does to z: entries beyond ±t are drawn again (section 3.1), or all are multiplied by t, as in
+    BigGAN-PyTorch."""
     standing_passes: Annotated[int, Field(ge=0)] = 16
     """Forward passes over which the standing statistics for sampling are averaged; 0 keeps the running statistics."""
     standing_batch: Annotated[int, Field(ge=2)] = 64
@@ -113,8 +99,13 @@ class BigGANConfig(CommonConfig):
     hierarchical: bool = True
     """Cut z into equal chunks: the first feeds the linear layer, the others one block each. Then latent_dim is a
     multiple of the number of blocks plus one."""
+    generator_spectral: bool = True
+    """Spectral normalisation in the generator too (SAGAN), not in the discriminator alone (SNGAN)."""
     thin_discriminator: bool = False
-    """Change the number of channels in a block's second convolution instead of its first (SN-GAN)."""
+    """Change the number of channels in a block's second convolution instead of its first (SNGAN)."""
+    attention_once: bool = False
+    """At resolution 32, attention at 16 in the discriminator follows its first block alone, whose output is 16x16, and
+    not all four, as in BigGAN-PyTorch."""
     shortcut: Literal["resampled", "widened"] = "resampled"
     """Discriminator blocks with a 1x1 convolution on the shortcut: all that downsample or change the number of
     channels (BigGAN-PyTorch), or only those that change it (compare_gan)."""
@@ -122,7 +113,7 @@ class BigGANConfig(CommonConfig):
     @model_validator(mode="after")
     def _check_latent(self) -> BigGANConfig:
         chunks = len(G_WIDTHS[self.resolution])
-        if self.hierarchical and self.shared_dim == 0:
+        if self.hierarchical and self.conditional and self.shared_dim == 0:
             raise ValueError("hierarchical needs shared_dim > 0: chunks of z join the shared class embedding")
         if self.hierarchical and self.latent_dim % chunks:
             raise ValueError(
@@ -132,130 +123,10 @@ class BigGANConfig(CommonConfig):
         return self
 
 
-def conditional_norm(c: CommonConfig, channels: int, condition_dim: int) -> ConditionalBatchNorm:
-    """Class-conditional BN: SN-linear in the condition [N, condition_dim], or, for 0, embeddings of the class [N]."""
-
-    def table() -> nn.Module:
-        if condition_dim:
-            return SNLinear(condition_dim, channels, bias=False, eps=c.sn_eps)
-        return embedding(c.classes, channels)
-
-    return ConditionalBatchNorm(channels, table(), table(), eps=c.bn_eps, momentum=c.bn_momentum)
-
-
-class _GeneratorBlock(nn.Module):
-    """Residual block of G that doubles the resolution (figure 15b)."""
-
-    def __init__(self, c: BigGANConfig, in_channels: int, out_channels: int, condition_dim: int) -> None:
-        super().__init__()
-        self.norm1 = conditional_norm(c, in_channels, condition_dim)
-        self.conv1 = SNConv2d(in_channels, out_channels, resample="up", eps=c.sn_eps)
-        self.norm2 = conditional_norm(c, out_channels, condition_dim)
-        self.conv2 = SNConv2d(out_channels, out_channels, eps=c.sn_eps)
-        self.shortcut = SNConv2d(in_channels, out_channels, 1, eps=c.sn_eps)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.conv1(F.relu(self.norm1(x, condition), inplace=True))
-        h = self.conv2(F.relu(self.norm2(h, condition), inplace=True))
-        # The 1×1 convolution and nearest-neighbour upsampling commute; in this order it costs a quarter.
-        out: Tensor = h + upsample(self.shortcut(x))
-        return out
-
-
-class BigGANGenerator(nn.Module):
-    """G(z, y) (table 4a): z [N, latent_dim] and classes [N] -> images [N, channels, R, R] in [-1, 1]."""
-
-    def __init__(self, c: BigGANConfig) -> None:
-        super().__init__()
-        widths = [c.generator_width * w for w in G_WIDTHS[c.resolution]]
-        self.chunk = c.latent_dim // len(widths) if c.hierarchical else c.latent_dim
-        self.hierarchical = c.hierarchical
-        # Without a shared embedding each normalisation layer looks the class up in its own table.
-        condition_dim = c.shared_dim + self.chunk * c.hierarchical
-        # Without spectral norm, which cripples G at random here (BigGAN-PyTorch).
-        self.shared = embedding(c.classes, c.shared_dim) if c.shared_dim else None
-        self.linear = SNLinear(self.chunk, widths[0] * 4 * 4, eps=c.sn_eps)
-        self.blocks = nn.ModuleList()
-        self.attention = nn.ModuleDict()
-        for i, (before, after) in enumerate(pairwise(widths)):
-            self.blocks.append(_GeneratorBlock(c, before, after, condition_dim))
-            if 8 << i in c.generator_attention:
-                self.attention[str(i)] = SelfAttention(after, eps=c.sn_eps)
-        self.norm = AffineBatchNorm(widths[-1], eps=c.bn_eps, momentum=c.bn_momentum)
-        self.conv = SNConv2d(widths[-1], c.channels, eps=c.sn_eps)
-
-    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        condition = labels if self.shared is None else self.shared(labels)
-        conditions = [condition] * len(self.blocks)
-        if self.hierarchical:
-            z, *chunks = torch.split(z, self.chunk, 1)
-            conditions = [torch.cat([condition, chunk], 1) for chunk in chunks]
-        h = self.linear(z).view(z.shape[0], -1, 4, 4).contiguous(memory_format=torch.channels_last)
-        for i, (block, block_condition) in enumerate(zip(self.blocks, conditions, strict=True)):
-            h = block(h, block_condition)
-            if str(i) in self.attention:
-                h = self.attention[str(i)](h)
-        return torch.tanh(self.conv(F.relu(self.norm(h), inplace=True)))
-
-
-class _DiscriminatorBlock(nn.Module):
-    """Residual block of D (figure 15c); the first of a network sees images and has no ReLU before it."""
-
-    def __init__(self, c: BigGANConfig, in_channels: int, out_channels: int, *, first: bool, down: bool) -> None:
-        super().__init__()
-        hidden = in_channels if c.thin_discriminator else out_channels
-        self.first, self.down = first, down
-        self.conv1 = SNConv2d(in_channels, hidden, eps=c.sn_eps)
-        self.conv2 = SNConv2d(hidden, out_channels, resample="down" if down else None, eps=c.sn_eps)
-        learned = in_channels != out_channels or (down and c.shortcut == "resampled")
-        self.shortcut = SNConv2d(in_channels, out_channels, 1, eps=c.sn_eps) if learned else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(x if self.first else F.relu(x))
-        h = self.conv2(F.relu(h, inplace=True))
-        # Average pooling and the 1×1 convolution commute; in this order it costs a quarter.
-        x = F.avg_pool2d(x, 2) if self.down else x
-        out: Tensor = h + (x if self.shortcut is None else self.shortcut(x))
-        return out
-
-
-class BigGANDiscriminator(nn.Module):
-    """D(x, y) (table 4b), a projection discriminator: images [N, channels, R, R] and classes [N] -> scores [N]."""
-
-    def __init__(self, c: BigGANConfig) -> None:
-        super().__init__()
-        widths = [c.channels, *(c.discriminator_width * w for w in D_WIDTHS[c.resolution])]
-        downs = 2 if c.resolution == 32 else len(widths) - 2
-        self.blocks = nn.ModuleList()
-        self.attention = nn.ModuleDict()
-        for i, (before, after) in enumerate(pairwise(widths)):
-            self.blocks.append(_DiscriminatorBlock(c, before, after, first=i == 0, down=i < downs))
-            # BigGAN-PyTorch takes all four blocks for 16×16 at 32 px (three are 8×8); so do its parameter counts.
-            resolution = 16 if c.resolution == 32 else c.resolution >> min(i + 1, downs)
-            if resolution in c.discriminator_attention:
-                self.attention[str(i)] = SelfAttention(after, eps=c.sn_eps)
-        self.linear = SNLinear(widths[-1], 1, eps=c.sn_eps)
-        self.embed = SNEmbedding(c.classes, widths[-1], eps=c.sn_eps)
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        h = x.contiguous(memory_format=torch.channels_last)
-        for i, block in enumerate(self.blocks):
-            h = block(h)
-            if str(i) in self.attention:
-                h = self.attention[str(i)](h)
-        h = F.relu(h).sum((2, 3))
-        scores: Tensor = self.linear(h).squeeze(1) + (self.embed(labels) * h).sum(1)
-        return scores
-
-
 _CIFAR = {
     "resolution": 32, "generator_width": 64, "discriminator_width": 64, "latent_dim": 128, "shared_dim": 0,
     "hierarchical": False, "generator_attention": (), "discriminator_attention": (), "init": "normal",
     "sn_eps": 1e-8, "d_steps": 4, "generator_lr": 2e-4, "discriminator_lr": 2e-4, "adam_eps": 1e-8,
-}  # fmt: skip
-_SAGAN128 = {
-    "resolution": 128, "classes": 1000, "generator_width": 64, "discriminator_width": 64, "latent_dim": 128,
-    "shared_dim": 0, "hierarchical": False, "init": "xavier", "sn_eps": 1e-8, "adam_eps": 1e-8,
 }  # fmt: skip
 _IMAGENET = {"classes": 1000}
 
@@ -294,11 +165,6 @@ class BigGAN(System):
         "imagenet512": {**_IMAGENET, "resolution": 512, "latent_dim": 160, "shortcut": "widened"},
         "imagenet512-tfhub": {
             **_IMAGENET, "resolution": 512, "latent_dim": 128, "shortcut": "widened", "sn_eps": 1e-4, "bn_eps": 1e-4,
-        },
-        "sagan128": _SAGAN128,
-        "sngan128": {
-            **_SAGAN128, "generator_attention": (), "discriminator_attention": (), "thin_discriminator": True,
-            "d_steps": 5, "generator_lr": 2e-4, "discriminator_lr": 2e-4, "betas": (0.0, 0.9),
         },
     }  # fmt: skip
 
@@ -361,7 +227,7 @@ class BigGAN(System):
 
     def generator_loss(self, batch: Batch, generator: Generator) -> Loss:
         """-E[D(G(z, y), y)], plus β times the modified orthogonal penalty on all weights but the shared embedding."""
-        z, labels = self._draw(len(batch.images), generator)
+        z, labels = self._draw(len(batch.images) * self.config.generator_images, generator)
         value = -self.discriminator(self.generator(z, labels), labels).mean()
         scalars: dict[str, Tensor] = {}
         if self.config.orthogonal:
@@ -377,8 +243,12 @@ class BigGAN(System):
 
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:
-        """Draw images; `truncation` t redraws the entries of z beyond ±t, trading variety for fidelity."""
-        z = normal_latents((len(labels), self.config.latent_dim), generator, truncation)
+        """Draw images; `truncation` t redraws the entries of z beyond ±t, or scales z by t (`truncation_by`)."""
+        shape, t = (len(labels), self.config.latent_dim), truncation
+        if t is not None and self.config.truncation_by == "scaling":
+            z = t * normal_latents(shape, generator)
+        else:
+            z = normal_latents(shape, generator, t)
         return self.generate({"latents": z}, labels)
 
     @property

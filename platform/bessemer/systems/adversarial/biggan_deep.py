@@ -21,7 +21,8 @@ from bessemer.nn.embedding import embedding
 from bessemer.nn.norm import AffineBatchNorm
 from bessemer.nn.resample import upsample
 from bessemer.nn.spectral import SNConv2d, SNEmbedding, SNLinear
-from bessemer.systems.adversarial.biggan import D_WIDTHS, G_WIDTHS, BigGAN, CommonConfig, conditional_norm
+from bessemer.systems.adversarial.biggan import BigGAN, CommonConfig
+from bessemer.systems.adversarial.biggan_networks import D_WIDTHS, G_WIDTHS, conditional_norm, normalised
 from bessemer.systems.contract import SystemConfig
 
 __all__ = ["BigGANDeep", "BigGANDeepConfig", "BigGANDeepDiscriminator", "BigGANDeepGenerator"]
@@ -75,7 +76,7 @@ class _GeneratorBlock(nn.Module):
             (self.norm3, self.conv3),
             (self.norm4, self.conv4),
         ):
-            h = conv(F.relu(norm(h, condition), inplace=True))
+            h = conv(normalised(norm, h, condition))
         x = x[:, : self.out_channels]
         return h + (upsample(x) if self.up else x)
 
@@ -86,8 +87,8 @@ class BigGANDeepGenerator(nn.Module):
     def __init__(self, c: BigGANDeepConfig) -> None:
         super().__init__()
         widths = [c.generator_width * w for w in G_WIDTHS[c.resolution]]
-        condition_dim = c.latent_dim + c.shared_dim
-        self.shared = embedding(c.classes, c.shared_dim)
+        condition_dim = c.latent_dim + c.shared_dim * c.conditional
+        self.shared = embedding(c.classes, c.shared_dim) if c.conditional else None
         self.linear = SNLinear(condition_dim, widths[0] * 4 * 4, eps=c.sn_eps)
         self.blocks = nn.ModuleList()
         self.attention = nn.ModuleDict()
@@ -101,7 +102,7 @@ class BigGANDeepGenerator(nn.Module):
         self.conv = SNConv2d(widths[-1], c.channels, eps=c.sn_eps)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
-        condition = torch.cat([z, self.shared(labels)], 1)
+        condition = z if self.shared is None else torch.cat([z, self.shared(labels)], 1)
         h = self.linear(condition).view(z.shape[0], -1, 4, 4).contiguous(memory_format=torch.channels_last)
         for i, block in enumerate(self.blocks):
             h = block(h, condition)
@@ -152,7 +153,7 @@ class BigGANDeepDiscriminator(nn.Module):
             if c.resolution >> min(i + 1, downs) in c.discriminator_attention:
                 self.attention[str(len(self.blocks) - 1)] = SelfAttention(after, eps=c.sn_eps)
         self.linear = SNLinear(widths[-1], 1, eps=c.sn_eps)
-        self.embed = SNEmbedding(c.classes, widths[-1], eps=c.sn_eps)
+        self.embed = SNEmbedding(c.classes, widths[-1], eps=c.sn_eps) if c.conditional else None
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         h = self.stem(x.contiguous(memory_format=torch.channels_last))
@@ -162,8 +163,8 @@ class BigGANDeepDiscriminator(nn.Module):
                 h = self.attention[str(i)](h)
         h = F.relu(h)
         h = h.sum((2, 3)) if self.pooling == "sum" else h.mean((2, 3))
-        scores: Tensor = self.linear(h).squeeze(1) + (self.embed(labels) * h).sum(1)
-        return scores
+        scores: Tensor = self.linear(h).squeeze(1)
+        return scores if self.embed is None else scores + (self.embed(labels) * h).sum(1)
 
 
 class BigGANDeep(BigGAN):
@@ -177,8 +178,13 @@ class BigGANDeep(BigGAN):
             "generator_attention": (), "discriminator_attention": (), "init": "normal", "sn_eps": 1e-8, "d_steps": 4,
             "generator_lr": 2e-4, "discriminator_lr": 2e-4, "adam_eps": 1e-8,
         },
+        "deep64": {
+            "resolution": 64, "classes": 1000, "generator_width": 64, "discriminator_width": 64,
+            "generator_attention": (32,), "discriminator_attention": (32,),
+        },
         "deep128": {"resolution": 128, "classes": 1000},
         "deep256": {"resolution": 256, "classes": 1000},
+        "deep512": {"resolution": 512, "classes": 1000},
     }  # fmt: skip
 
     def _build(self, config: Any) -> tuple[nn.Module, nn.Module]:
