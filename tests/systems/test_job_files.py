@@ -1,0 +1,103 @@
+"""Every file in jobs/: what a team submits as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from bessemer.evaluation.names import EXTRACTORS
+from bessemer.spec.load import load_job
+from bessemer.systems.contract import Clock, System
+from bessemer.systems.registry import all_systems, build
+from bessemer.training.checks import check_training
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+EACH = pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10}
+
+
+def _packs(path: Path) -> dict[str, dict[str, str]]:
+    """Data set -> options of the `bessemer data pack` that the file's head tells to run."""
+    found = {}
+    for line in re.findall(r"^#\s+bessemer data pack (.+)$", path.read_text(), re.MULTILINE):
+        _, out, *options = shlex.split(line)
+        found[out] = dict(zip(options[::2], options[1::2], strict=True))
+    return found
+
+
+@cache  # NVAE at 256 pixels takes seconds
+def _system(path: Path) -> System:
+    """The job's system with the shape of its data set, on the meta device."""
+    job = load_job(path)
+    facts = {}
+    if (options := _packs(path).get(job.data.path)) is not None:
+        facts = {"resolution": int(options["--size"]), "channels": 1 if options.get("--mode") == "L" else 3}
+        facts["classes"] = CLASSES.get(Path(job.data.path).name, 1000 if "imagenet" in job.data.path else 1)
+    with torch.device("meta"):
+        return build(job.system.name, job.system.preset, job.system.config, facts)
+
+
+@EACH
+def test_the_system_takes_the_job_and_its_data(path: Path) -> None:
+    job = load_job(path)
+    check_training(job.training, _system(path))
+    assert job.name == path.stem or path.stem.startswith("quickstart")
+    assert all("_" not in m or m == "bits_per_dim" or m.split("_")[1] in EXTRACTORS for m in job.evaluation.metrics)
+
+
+@EACH
+def test_the_head_says_how_to_make_the_data(path: Path) -> None:
+    job = load_job(path)
+    if job.name == "quickstart":  # which packs by itself
+        return
+    packs = _packs(path)
+    assert job.data.path in packs
+    assert job.evaluation.held_out is None or job.evaluation.held_out in packs
+
+
+@EACH
+def test_averages_checkpoints_and_evaluations_fall_on_whole_iterations(path: Path) -> None:
+    """Else each would come a little later than the file says."""
+    job = load_job(path)
+    images = job.training.batch_size * max(u.repeats for u in _system(path).updates(Clock(0, 0)))
+    assert job.training.total_kimg * 1000 >= images
+    assert job.checkpoint.every_kimg * 1000 >= images
+    assert job.evaluation.every_kimg >= job.checkpoint.every_kimg or job.checkpoint.keep_best is None
+
+
+def test_every_preset_of_a_paper_has_a_job() -> None:
+    """Small presets are for tests and first runs; these are variants that a job can name."""
+    variants = {
+        ("biggan", "cifar100"), ("biggan", "res32"), ("biggan", "imagenet64"), ("biggan", "imagenet128-ch64"),
+        ("biggan", "imagenet256-tfhub"), ("biggan", "imagenet512-tfhub"), ("biggan-deep", "deep32"),
+        ("biggan-deep", "deep64"), ("nvae", "tiny28"), ("sngan", "cifar10-projection"), ("sagan", "cifar10"),
+        ("sagan", "imagenet128-attn64"), *(("stylegan2", f"auto{2**k}") for k in range(5, 11)),
+    }  # fmt: skip
+    used = {(job.system.name, job.system.preset) for job in map(load_job, JOBS)}
+    flagships = ("biggan", "biggan-deep", "sngan", "sagan", "stylegan2", "nvae")
+    presets = {(name, preset) for name in flagships for preset in all_systems()[name].presets}
+    assert presets - used == variants
+
+
+@pytest.mark.parametrize(
+    ("stem", "images", "decay"),
+    [("biggan-imagenet128", 4096, 0.9999), ("biggan-deep-imagenet512", 4096, 0.9999), ("biggan-cifar10", 200, 0.9999)],
+)
+def test_half_lives_are_the_papers_decay(stem: str, images: int, decay: float) -> None:
+    job = load_job(ROOT / "jobs" / f"{stem}.yaml")
+    assert 0.5 ** (images / (1000 * job.ema.half_life_kimg)) == pytest.approx(decay, rel=1e-7)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("biggan-*imagenet*.yaml")), ids=lambda path: path.stem)
+def test_imagenet_batches_are_made_of_slices(path: Path) -> None:
+    job = load_job(path)
+    assert (job.training.batch_size, job.slices % job.resources.workers) == (2048, 0)
+    assert job.slices > 1
+    system = _system(path)
+    assert [u.repeats for u in system.updates(Clock(0, 0))] == [2, 1]
