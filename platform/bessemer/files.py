@@ -9,7 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["file_sha256", "hidden_name", "sync", "write_atomically", "write_synced"]
+__all__ = ["cache_dir", "file_sha256", "hidden_name", "sync", "write_atomically", "write_synced"]
+
+
+def cache_dir() -> Path:
+    """Directory for what can be made again: ``BESSEMER_CACHE``, or ``~/.cache/bessemer``."""
+    said = os.environ.get("BESSEMER_CACHE")
+    return Path(said).expanduser() if said else Path.home() / ".cache" / "bessemer"
 
 
 def file_sha256(path: Path) -> str:

@@ -24,6 +24,7 @@ HEAVY = (
 GROUP = get_command(app)
 VERBS = [
     "checkpoint",
+    "compare",
     "compare-sets",
     "data",
     "doctor",
@@ -31,6 +32,7 @@ VERBS = [
     "evaluate",
     "extractors",
     "jobs",
+    "leaderboard",
     "logs",
     "mlflow",
     "plan",

@@ -111,6 +111,13 @@ class RunMaker:
         return self
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Rows that are kept between looks at a store are kept by each test for itself."""
+    monkeypatch.setenv("BESSEMER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def runs_root(tmp_path: Path) -> Path:
     root = tmp_path / "runs"

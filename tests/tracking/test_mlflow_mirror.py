@@ -320,7 +320,7 @@ def test_report_command_sends_what_was_missed(
     make_run: Any, database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run().whole()
-    report_command(str(run.path), mirror=True)
+    report_command([str(run.path)], mirror=True)
     store = Store(database)
     assert f"MLflow run: {store.only_run().info.run_id}" in capsys.readouterr().out
     assert "report.html" in store.files()

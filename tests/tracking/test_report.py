@@ -1,9 +1,10 @@
-"""The report: complete, offline, and safe against the run directory that it shows."""
+"""The report's data: complete, and safe against the run directory that it shows. The page itself: test_page.py."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import itertools
 import json
 import re
@@ -18,57 +19,39 @@ from bessemer.cli.report import report as report_command
 from bessemer.errors import RunError
 from bessemer.tracking.report import write_report
 
-_VOID = {"meta", "img", "input", "br"}
-
 
 class Page(HTMLParser):
-    """Elements with their attributes and texts; balanced tags are asserted on the way."""
+    """What a browser finds in the file before it runs anything."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self._open: list[str] = []
+        self.texts: dict[str, str] = {}
+        self._inside = ""
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         self.close()
-        assert self._open == []
+        self.data: dict[str, Any] = json.loads(self.texts["script#data"])
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in _VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
+        self._inside = tag + (f"#{dict(attrs)['id']}" if "id" in dict(attrs) else "")
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
+        self._inside = ""
 
     def handle_data(self, data: str) -> None:
-        for tag in set(self._open):
-            self.texts.setdefault(tag, []).append(data)
+        self.texts[self._inside] = self.texts.get(self._inside, "") + data
 
-    def text(self, tag: str = "body") -> str:
-        """All text inside elements of this name, without scripts and styles."""
-        hidden = self.texts.get("script", []) + self.texts.get("style", [])
-        return " ".join(piece for piece in self.texts.get(tag, []) if piece not in hidden)
-
-    def all(self, tag: str, class_name: str | None = None) -> list[dict[str, str | None]]:
-        return [
-            attributes
-            for name, attributes in self.elements
-            if name == tag and (class_name is None or class_name in (attributes.get("class") or "").split())
-        ]
-
-    def series(self, label: str) -> list[list[Any]]:
-        """Points of all lines with this label."""
-        return [json.loads(g["data-points"] or "") for g in self.all("g", "series") if g["data-label"] == label]
+    @property
+    def run(self) -> dict[str, Any]:
+        (run,) = self.data["runs"]
+        return dict(run)
 
     def pictures(self) -> list[bytes]:
-        sources = [image.get("src") or "" for image in self.all("img")]
-        assert all(not source or source.startswith("data:image/png;base64,") for source in sources)
-        return [base64.b64decode(source.partition(",")[2]) for source in sources if source]
+        pictures = [p for run in self.data["runs"] for p in (*run["pictures"]["grids"], run["pictures"]["real"]) if p]
+        assert all(picture["src"].startswith("data:image/png;base64,") for picture in pictures)
+        return [base64.b64decode(picture["src"].partition(",")[2]) for picture in pictures]
 
 
 def _report(run: Any) -> Page:
@@ -78,135 +61,122 @@ def _report(run: Any) -> Page:
 def test_report_of_a_whole_run(make_run: Any) -> None:
     run = make_run(data_hash="d474").whole()
     page = _report(run)
-    assert page.text("h1") == "quickstart"
-    (kid,) = page.series("")
-    assert [point[0] for point in kid] == [0, 10, 20, 30, 40]
-    assert kid[0] == [0, "0.5", "\u00b1 0.01"]
-    (loss,) = page.series("generator")
-    assert [point[0] for point in loss] == list(range(1, 41))  # what was superseded is gone, nothing is doubled
-    assert len(page.series("images per second")) == 1
-    markers = re.findall(r"<title>([a-z ]+) at ([\d.]+) kimg</title>", page.source)
-    assert {("worker lost", "15"), ("resumed", "10")} == set(markers)
-    grids = [run.png(kimg) for kimg in (0, 10, 20, 30, 40)]
-    assert page.pictures() == [*grids, run.png(255), grids[0], grids[-1]]  # slider, real, first, last
-    (slider,) = [element for element in page.all("input") if element.get("type") == "range"]
-    assert (slider["max"], slider["value"]) == ("4", "4")
-    assert [("hidden" in frame) for frame in page.all("div", "frame")] == [True] * 4 + [False]
-    text = page.text()
-    for said in ("finished", "biggan cifar10-ch16", "40 k", "of 40 kimg", "lower is better", "1 restart", "0123abc"):
-        assert said in text
-    for said in ("d474", "generated images", "500", "batch_size: 64", "worker lost", "one standard error"):
-        assert said in text
+    shown = page.run
+    assert (shown["name"], shown["state"], shown["system"]) == ("quickstart", "finished", "biggan")
+    (kid,) = shown["metrics"]
+    assert (kid["metric"], kid["x"], kid["best"], kid["higher"]) == ("kid_efflite0", [0, 10, 20, 30, 40], 4, False)
+    assert kid["error"] == [0.01] * 5
+    assert ["generated images", "500", "500"] in kid["protocol"]
+    assert shown["series"]["loss/generator"]["x"] == list(range(1, 41))  # what was superseded is gone
+    marks = {(event["event"], event["kimg"]): event["mark"] for event in shown["events"] if event["mark"]}
+    assert marks == {("worker lost", 15.0): "restart", ("resumed", 10.0): "restart"}
+    assert page.pictures() == [*(run.png(kimg) for kimg in (0, 10, 20, 30, 40)), run.png(255)]
+    assert shown["worlds"] == [[0.0, 2]]
+    assert ["data_hash", "d474"] in shown["facts"]
+    assert "batch_size: 64" in shown["job"]
+
+
+def test_several_runs_and_what_differs(make_run: Any, tmp_path: Path) -> None:
+    one, two = make_run("one").whole(), make_run("two").whole()
+    job = two.path / "job.yaml"
+    job.write_text(job.read_text().replace("batch_size: 64", "batch_size: 32"))
+    page = Page(write_report([one.path, two.path], tmp_path / "both.html"))
+    assert [run["name"] for run in page.data["runs"]] == ["one", "two"]
+    assert page.data["differing"] == [["training.batch_size", ["64", "32"]]]
 
 
 def test_page_is_offline_and_runs_its_own_script_only(make_run: Any) -> None:
     page = _report(make_run().whole())
-    addresses = [
+    assert not [
         value for _, attributes in page.elements for name, value in attributes.items() if name in {"src", "href"}
     ]
-    assert all((address or "data:").startswith("data:") for address in addresses)
-    assert not re.search(r"https?://|@import|url\(", page.source)
-    (script,) = page.texts["script"]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    (policy,) = [meta["content"] or "" for meta in page.all("meta") if "http-equiv" in meta]
-    assert f"script-src 'sha256-{digest}';" in policy
-    assert "default-src 'none'" in policy
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert not [name for _, attributes in page.elements if "style" in attributes for name in attributes]
+    code = page.texts["script"]
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|@import|url\(", page.source
+    )
+    (policy,) = [attributes["content"] or "" for tag, attributes in page.elements if "http-equiv" in attributes]
+    for name, text in (("script", code), ("style", page.texts["style"])):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'; img-src data:; connect-src 'none';" in policy
+    assert "unsafe" not in policy
 
 
 def test_report_before_anything_happened(make_run: Any) -> None:
     run = make_run()
-    page = _report(run)
-    for said in ("stopped", "No sample grid yet", "No evaluation yet", "No training metrics yet", "No events yet"):
-        assert said in page.text()
+    assert _report(run).run["state"] == "stopped"
     run.journal.path.touch()
     (run.path / "job.yaml").unlink()
     (run.path / "run.json").unlink()
-    assert "unknown system" in _report(run).text()
-    assert "job.yaml is missing" in _report(run).text()
+    shown = _report(run).run
+    assert (shown["system"], shown["metrics"], shown["series"], shown["events"]) == (None, [], {}, [])
+    assert shown["pictures"] == {"grids": [], "real": None, "sheets": [], "notes": []}
 
 
-def test_failure_and_open_warnings_stand_at_the_top(make_run: Any) -> None:
+def test_failure_and_open_warnings(make_run: Any) -> None:
     run = make_run()
     run.event("warning", 0, about="mlflow", message="the store is away")
     run.event("failed", 1000, error="loss: not finite <at 1 kimg>")
-    page = _report(run)
-    assert "loss: not finite <at 1 kimg>" in page.text("header")
-    assert "mlflow: the store is away" in page.text("header")
+    shown = _report(run).run
+    assert shown["failure"] == "loss: not finite <at 1 kimg>"
+    assert shown["warnings"] == ["mlflow: the store is away"]
     run.event("recovered", 1000, about="mlflow")
-    assert "the store is away" not in _report(run).text("header")
+    assert _report(run).run["warnings"] == []
 
 
-def test_protocols_are_kept_apart_and_named(make_run: Any) -> None:
+def test_protocols_are_kept_apart(make_run: Any) -> None:
     run = make_run().whole()
     run.evaluate(40_000, 0.2, samples=50, seed=7)
-    page = _report(run)
-    assert [len(points) for points in page.series("")] == [5, 1]
-    assert "measured by 2 protocols, which differ in: generated images, seed of latents" in page.text()
-    assert "kid_efflite0, protocol 2" in page.text("h3")
-    assert "0.2" not in page.text("header").replace("0.25", "")  # the headline stays with the run's own protocol
+    first, second = _report(run).run["metrics"]
+    assert (len(first["x"]), len(second["x"])) == (5, 1)
+    assert {
+        label for (label, _, a), (_, _, b) in zip(first["protocol"], second["protocol"], strict=True) if a != b
+    } == {
+        "generated images",
+        "seed of latents",
+    }
 
 
 def test_values_that_are_not_finite_are_counted(make_run: Any) -> None:
     run = make_run()
     run.metrics(1000, 2000)
-    run.journal.write("metrics", 3000, values={"loss/generator": float("nan")})
-    page = _report(run)
-    assert "1 values were not finite" in page.text()
-    assert [point[0] for point in page.series("generator")[0]] == [1, 2]
+    run.journal.write("metrics", 3000, values={"loss/generator": float("nan"), "loss/new": float("inf")})
+    series = _report(run).run["series"]
+    assert (series["loss/generator"]["x"], series["loss/generator"]["bad"]) == ([1, 2], 1)
+    assert series["loss/new"] == {"x": [], "h": [], "y": [], "bad": 1}
 
 
-def test_the_breakdown_of_a_step_and_the_utilisation_have_charts_of_their_own(make_run: Any) -> None:
-    run = make_run()
-    for nimg in (1000, 2000):
-        run.journal.write("metrics", nimg, values={"time/forward": 2.5, "time/ema": 0.01, "throughput/mfu": 0.4})
-    run.metrics(3000)
-    page = _report(run)
-    titles = [title for title in page.texts["h3"] if "Seconds per" in title or "tilisation" in title]
-    assert titles == ["Model FLOP utilisation", "Seconds per 1000 images, by part of the step"]
-    assert page.series("forward") == [[[1, "2.5", ""], [2, "2.5", ""]]]
-    assert page.series("mfu") == [[[1, "0.4", ""], [2, "0.4", ""]]]
-    assert page.series("images per second") == [[[3, "100", ""]]]
+EVIL = "\"'></title></script></style></pre><!--<script>alert(1)</script><img src=x onerror=alert(2)>\u2028"
 
 
-def test_many_lines_are_split_and_thinned(make_run: Any) -> None:
-    run = make_run()
-    lines = [
-        json.dumps({"kind": "metrics", "nimg": n, "time": 1.7e9, "values": {f"loss/part{i}": n * i for i in range(8)}})
-        for n in range(2000)
-    ]
-    run.journal.path.write_text("\n".join(lines) + "\n")
-    page = _report(run)
-    assert page.text("h3").count("Losses") == 2
-    assert len(page.series("part3")[0]) == 240
-    assert "mean of neighbouring lines" in page.text()
-
-
-def test_hostile_run_directory_injects_nothing(make_run: Any, runs_root: Path, tmp_path: Path) -> None:
-    evil = "\"'></title></script></style></pre><script>alert(1)</script><img src=x onerror=alert(2)>"
-    run = make_run(evil_key=evil, **{evil.replace("/", "|"): 1, "git_sha": evil}).whole()
-    run.event(evil, 40_000, **{evil: evil}, data_hash=evil)
-    run.event("failed", 40_000, error=evil)
-    run.event("warning", 40_000, about=evil, message=evil)
-    run.journal.write("metrics", 39_000, values={evil: 1.0, f"loss/{evil}": 2.0})
-    run.evaluate(39_000, 0.3, weights=evil, reference_hash=evil)
-    run.journal.write("evaluation", 39_000, metric=evil, value=1.0, extractor=evil)
-    run.journal.write("samples", 39_000, path=evil)
+def hostile(run: Any, runs_root: Path) -> Path:
+    """A run directory whose every text tries to run a script."""
+    run.whole()
+    run.event(EVIL, 40_000, **{EVIL: EVIL}, data_hash=EVIL)
+    run.event("failed", 40_000, error=EVIL)
+    run.event("warning", 40_000, about=EVIL, message=EVIL)
+    run.journal.write("metrics", 39_000, values={EVIL: 1.0, f"loss/{EVIL}": 2.0, "__proto__": 1.0})
+    run.evaluate(39_000, 0.3, weights=EVIL, reference_hash=EVIL)
+    run.journal.write("evaluation", 39_000, metric=EVIL, value=1.0, extractor=EVIL, weights_sha256=[EVIL])
+    run.journal.write("samples", 39_000, path=EVIL)
+    run.journal.write("sheet", 39_000, path="samples/real.png", title=EVIL, note=EVIL)
     job = run.path / "job.yaml"
-    job.write_text(f"{job.read_text().replace('name: biggan', 'name: ' + json.dumps(evil))}# {evil}\n")
+    job.write_text(f"{job.read_text().replace('name: biggan', 'name: ' + json.dumps(EVIL))}# {EVIL}\n")
     place = runs_root / "<img src=x onerror=alert(3)>"
     shutil.move(run.path, place)
+    return place
+
+
+def test_hostile_run_directory_stays_in_the_data(make_run: Any, runs_root: Path) -> None:
+    place = hostile(make_run(evil_key=EVIL, git_sha=EVIL), runs_root)
     page = Page(write_report(place))
-    assert len(page.all("script")) == 1
-    assert len(page.texts["script"]) == 1
-    assert "alert" not in page.texts["script"][0]
-    assert "alert" not in "".join(page.texts["style"])
-    assert all(set(image) <= {"src", "alt", "width", "height"} for image in page.all("img"))
-    assert all(
-        (image.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,") for image in page.all("img")
-    )
-    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
-    assert page.text().count("alert(2)") > 8  # shown, as text
+    assert [tag for tag, _ in page.elements if tag == "script"] == ["script", "script"]
+    assert "alert" not in page.texts["script"]
+    assert [tag for tag, _ in page.elements if tag in ("img", "svg", "iframe", "object", "embed")] == []
+    assert html.unescape(page.texts["title"]) == "<img src=x onerror=alert(3)> - Bessemer"
+    assert json.dumps(page.run).count("alert(2)") > 10  # it is all there, as data
 
 
 def test_pictures_come_from_inside_and_must_be_png(make_run: Any, tmp_path: Path) -> None:
@@ -222,40 +192,57 @@ def test_pictures_come_from_inside_and_must_be_png(make_run: Any, tmp_path: Path
     wrong = ["../../secret.png", str(secret), "samples/link.png", "samples/text.png", "samples/huge.png", "samples", 5]
     for nimg, path in enumerate(wrong):
         run.journal.write("samples", nimg, path=path)
+        run.journal.write("sheet", nimg, path=path, title="t")
     run.grid(9000)
     page = _report(run)
     assert page.pictures() == [run.png(9)]
-    assert f"{len(wrong)} of {len(wrong) + 1} grids cannot be shown" in page.text()
+    assert page.run["pictures"]["sheets"] == []
+    assert f"{len(wrong)} of {len(wrong) + 1} grids cannot be shown" in page.run["pictures"]["notes"][0]
 
 
 def test_many_grids_are_thinned_evenly_with_both_ends(make_run: Any) -> None:
     run = make_run()
     for kimg in range(200):
         run.grid(kimg * 1000)
-    page = _report(run)
-    labels = [float((frame["data-label"] or "").split()[0]) for frame in page.all("div", "frame")]
-    assert len(labels) == 60
-    assert (labels[0], labels[-1]) == (0, 199)
-    assert {b - a for a, b in itertools.pairwise(labels)} == {3, 4}
-    assert "60 of 200 grids are shown" in page.text()
+    kimgs = [grid["kimg"] for grid in _report(run).run["pictures"]["grids"]]
+    assert len(kimgs) == 60
+    assert (kimgs[0], kimgs[-1]) == (0, 199)
+    assert {b - a for a, b in itertools.pairwise(kimgs)} == {3, 4}
 
 
-def test_report_goes_where_it_is_told(make_run: Any, tmp_path: Path) -> None:
+def test_pictures_of_several_runs_share_one_limit(
+    make_run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bessemer.tracking.report_data.MOST_BYTES", 2 * 10 * 72)
+    runs = [make_run(name) for name in ("one", "two")]
+    for run, kimg in itertools.product(runs, range(40)):
+        run.grid(kimg * 1000)
+    page = Page(write_report([run.path for run in runs], tmp_path / "both.html"))
+    for run in page.data["runs"]:
+        kimgs = [grid["kimg"] for grid in run["pictures"]["grids"]]
+        assert (len(kimgs), kimgs[0], kimgs[-1]) == (10, 0, 39)
+        assert "10 of 40 grids are shown" in run["pictures"]["notes"][0]
+
+
+def test_sheets_of_a_run_are_shown_once_each(make_run: Any) -> None:
+    run = make_run().whole()
+    for nimg in (10_000, 20_000):
+        run.journal.write("sheet", nimg, path="samples/real.png", title="Truncation", note="from left to right")
+    (sheet,) = _report(run).run["pictures"]["sheets"]
+    assert (sheet["label"], sheet["note"], sheet["kimg"]) == ("Truncation", "from left to right", 20.0)
+
+
+def test_command_and_errors(make_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run().whole()
     out = tmp_path / "page.html"
-    assert write_report(run.path, out) == out
-    assert not (run.path / "report.html").exists()
-    with pytest.raises(RunError, match=r"report .*none/page.html: cannot be written .*--out"):
-        write_report(run.path, tmp_path / "none" / "page.html")
+    report_command(run=[str(run.path)], out=out)
+    assert "report:" in capsys.readouterr().out
+    assert Page(out).run["name"] == "quickstart"
+    report_command(run=[str(run.path)], json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert Path(printed["report"]) == run.path / "report.html"
+    assert printed["runs"][0]["best"] == pytest.approx(0.1)
+    with pytest.raises(RunError, match=r"absent/page\.html: cannot be written .*--out"):
+        report_command(run=[str(run.path)], out=tmp_path / "absent" / "page.html")
     with pytest.raises(RunError, match="no run directory"):
-        write_report(tmp_path)
-
-
-def test_command_says_where_the_page_is(make_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run().whole()
-    report_command(str(run.path))
-    assert capsys.readouterr().out == f"report: {run.path / 'report.html'}\n"
-    report_command(str(run.path), json=True)
-    shown = json.loads(capsys.readouterr().out)
-    assert shown["report"] == str(run.path / "report.html")
-    assert (shown["mlflow_run"], shown["run"]["state"]) == (None, "finished")
+        report_command(run=[str(tmp_path)], out=None)

@@ -14,7 +14,9 @@ import yaml
 from bessemer.cli.runs import runs as runs_command
 from bessemer.errors import RunError
 from bessemer.tracking.files import RUN_LOCK, hold_lock
-from bessemer.tracking.runs import evaluation_curves, flatten, list_runs, load_run, metric_scores, summarise
+from bessemer.tracking.index import list_runs
+from bessemer.tracking.runs import evaluation_curves, flatten, load_run, metric_scores
+from bessemer.tracking.summary import summarise
 
 
 def test_row_of_a_finished_run(make_run: Any) -> None:
@@ -202,7 +204,7 @@ def test_command_prints_the_table_and_the_notes(
 ) -> None:
     make_run("first").whole()
     make_run("broken").path.joinpath("run.json").unlink()
-    runs_command(root=runs_root, json=False)
+    runs_command(root=runs_root)
     shown = capsys.readouterr()
     assert "first" in shown.out
     assert "finished" in shown.out

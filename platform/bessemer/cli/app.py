@@ -12,6 +12,7 @@ import typer
 
 from bessemer.cli import (
     checkpoint,
+    compare,
     data,
     doctor,
     ema,
@@ -73,7 +74,9 @@ app.command(short_help="Say how a submitted run is.")(submit.status)
 app.command(short_help="Print what a submitted run prints.")(submit.logs)
 app.command(short_help="Stop a submitted run, after a checkpoint.")(submit.stop)
 app.command(short_help="List all runs.")(runs.runs)
-app.command(short_help="Write a run's page: samples, curves, provenance.")(report.report)
+app.command(short_help="Set runs side by side.")(compare.compare)
+app.command(short_help="Rank runs, where they are comparable.")(compare.leaderboard)
+app.command(short_help="Write a page of runs: samples, curves, provenance.")(report.report)
 app.command(short_help="Draw a grid of images.")(sample.sample)
 app.command(short_help="Compare generated images with real ones.")(evaluate.evaluate)
 app.command("compare-sets", short_help="Compare two sets of images.")(evaluate.compare_sets)

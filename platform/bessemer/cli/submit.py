@@ -242,7 +242,8 @@ def _progress(submission: Submission) -> dict[str, Any] | None:
     from dataclasses import asdict
 
     from bessemer.errors import RunError
-    from bessemer.tracking.runs import load_run, summarise
+    from bessemer.tracking.runs import load_run
+    from bessemer.tracking.summary import summarise
 
     try:
         return asdict(summarise(load_run(submission.path)))

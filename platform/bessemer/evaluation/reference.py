@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from bessemer.evaluation.compute import FeatureSet
 from bessemer.evaluation.extractors import Extractor
-from bessemer.evaluation.files import cache_dir
 from bessemer.evaluation.images import RealImages, read_in_groups
 from bessemer.evaluation.team import Features, Team
-from bessemer.files import write_atomically
+from bessemer.files import cache_dir, write_atomically
 
 __all__ = [
     "Reference",

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from bessemer.errors import EvaluationError
-from bessemer.evaluation.files import cache_dir
-from bessemer.files import file_sha256, write_atomically
+from bessemer.files import cache_dir, file_sha256, write_atomically
 
 __all__ = ["WEIGHTS", "WeightsFile", "check_weights", "fetch", "find_weights", "read_state"]
 

@@ -17,12 +17,24 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from bessemer.errors import RunError
 
-__all__ = ["PROTOCOL_FIELDS", "Entry", "Journal", "Record", "finite", "protocol_key", "read_entries", "read_journal"]
+__all__ = [
+    "PROTOCOL_FIELDS",
+    "Entry",
+    "Journal",
+    "Record",
+    "finite",
+    "protocol_key",
+    "read_entries",
+    "read_journal",
+    "skim_entries",
+    "standing",
+]
 
 Record = dict[str, Any]
 
@@ -43,6 +55,7 @@ PROTOCOL_FIELDS = (
 
 _LATEST_TIME = 2.0**36  # seconds; the year 4147: a later time is damage, and no longer a date for every library
 _SUPERSEDED_KINDS = frozenset({"metrics", "evaluation", "samples"})
+_METRICS_LINE = b'{"kind":"metrics","'  # how :meth:`Journal.write` begins them
 
 
 class Entry(NamedTuple):
@@ -109,14 +122,51 @@ def read_entries(path: str | Path, offset: int = 0) -> list[Entry]:
     return entries
 
 
-def read_journal(path: str | Path) -> list[Record]:
-    """The records that describe the run as it stands, in the order they were written.
+def skim_entries(path: str | Path, newest: int) -> list[Entry]:
+    """Like :func:`read_entries`, but of the metrics only what a table needs; some thirty times as fast.
 
-    Left out are unfinished lines, metrics, evaluations and samples beyond the point to which a later ``resumed``
-    event went back, and evaluations that were repeated with the same protocol at the same point.
+    These are the first line, the last of them before each event, and the ``newest`` that still stand: enough to know
+    where the run is, how long it was up, and how fast it is now.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    found: dict[int, Record] = {}
+    for index, line in enumerate(lines):
+        if not line.startswith(_METRICS_LINE) and (record := _parse(line)) is not None:
+            found[index] = record
+    events = [index for index, record in found.items() if record["kind"] == "event"]
+    for way in (range(len(lines)), *(range(event - 1, -1, -1) for event in events)):
+        _keep_first_sound(lines, way, found)
+    limit = 2**63  # of images seen: later lines were taken back
+    for index in reversed(range(len(lines))):
+        if newest <= 0:
+            break
+        record = found.get(index) or _parse(lines[index])
+        if record is None:
+            continue
+        if record.get("event") == "resumed":
+            limit = min(limit, record["nimg"])
+        elif record["kind"] == "metrics" and record["nimg"] <= limit:
+            found[index] = record
+            newest -= 1
+    return [Entry(found[index], 0) for index in sorted(found)]
+
+
+def read_journal(path: str | Path) -> list[Record]:
+    """The records that describe the run as it stands, in the order they were written."""
+    return standing(entry.record for entry in read_entries(path))
+
+
+def standing(written: Iterable[Record]) -> list[Record]:
+    """Of all records that were written, those that describe the run as it stands.
+
+    Left out are metrics, evaluations and samples beyond the point to which a later ``resumed`` event went back, and
+    evaluations that were repeated with the same protocol at the same point.
     """
     records: list[Record] = []
-    for record, _ in read_entries(path):
+    for record in written:
         if record["kind"] == "event" and record.get("event") == "resumed":
             limit = record["nimg"]
             records = [old for old in records if old["kind"] not in _SUPERSEDED_KINDS or old["nimg"] <= limit]
@@ -163,6 +213,15 @@ def _append(path: Path, line: bytes, *, durable: bool) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _keep_first_sound(lines: Sequence[bytes], way: Iterable[int], found: dict[int, Record]) -> None:
+    """Find the first line of metrics along the way, unless an event is nearer."""
+    for index in way:
+        if index not in found and (record := _parse(lines[index])) is not None:
+            found[index] = record
+        if index in found and found[index]["kind"] in ("event", "metrics"):
+            return
 
 
 def _parse(line: bytes) -> Record | None:

@@ -1,15 +1,13 @@
-"""What is known of a run from its directory, and the table of all runs.
+"""What is known of a run from its directory.
 
-A run directory may come from anywhere and be damaged: every value is checked before it is used, and one broken
-directory does not hide the others.
+A run directory may come from anywhere and be damaged: every value is checked before it is used.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,21 +16,21 @@ import yaml
 
 from bessemer.errors import RunError
 from bessemer.tracking.files import RUN_LOCK, is_locked, read_json
-from bessemer.tracking.journal import Record, finite, protocol_key, read_journal
+from bessemer.tracking.journal import Record, finite, protocol_key, read_entries, skim_entries, standing
 
 __all__ = [
     "Curve",
     "Point",
     "Run",
     "RunState",
-    "RunSummary",
+    "Session",
     "evaluation_curves",
     "event_name",
     "flatten",
-    "list_runs",
     "load_run",
     "metric_scores",
-    "summarise",
+    "sessions_of",
+    "state_of",
     "text",
 ]
 
@@ -47,8 +45,6 @@ _ENDS: dict[str, RunState] = {
 _BEGINS = frozenset({"started", "resumed", "restarted"})
 _CLOCK_EVENTS = frozenset({"started", "resumed", "checkpoint", "finished"})
 _SILENCE = 900.0  # seconds without a record after which a run whose directory has no lock counts as stopped
-_THROUGHPUT = "throughput/img_per_s"
-_RECENT_LINES = 20
 _MOST_FIELDS, _DEEPEST_FIELD = 1000, 8
 
 
@@ -71,6 +67,8 @@ class Curve:
     points: list[Point] = field(default_factory=list)
     not_finite: int = 0
     """Evaluations that gave no number."""
+    records: dict[int, Record] = field(default_factory=dict)
+    """Images seen -> the record of that evaluation."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -81,6 +79,16 @@ class Curve:
     def best(self) -> Point:
         """The best value."""
         return (max if self.higher_is_better else min)(self.points, key=lambda point: point.value)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A stretch of time in which one group of workers trained the run."""
+
+    begin: float
+    """Unix seconds."""
+    end: float
+    workers: int | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ class Run:
     job_text: str
     records: list[Record]
     """The journal as :func:`bessemer.tracking.journal.read_journal` gives it."""
+    sessions: list[Session]
+    """Stretches of time in which the run was up."""
 
     @property
     def name(self) -> str:
@@ -121,22 +131,29 @@ class Run:
         )
 
     @property
-    def state(self) -> RunState:
-        """How the run ended, if that is the journal's last word; otherwise running while its lock is held.
-
-        The driver still holds the lock while it writes the report of a finished run.
-        """
+    def last_word(self) -> RunState | None:
+        """How the run ended, if that is the journal's last word."""
         for record in reversed(self.records):
             event = event_name(record)
             if event in _ENDS:
                 return _ENDS[event]
             if event in _BEGINS:
                 break
-        lock = self.path / RUN_LOCK
-        if lock.exists():
-            return "running" if is_locked(lock) else "stopped"
-        is_silent = not self.records or time.time() - self.records[-1]["time"] > _SILENCE
-        return "stopped" if is_silent else "running"
+        return None
+
+    @property
+    def state(self) -> RunState:
+        """How the run ended, if that is the journal's last word; otherwise running while its lock is held."""
+        return state_of(self.path, self.last_word, self.records[-1]["time"] if self.records else None)
+
+    @property
+    def device_hours(self) -> float | None:
+        """Hours that its devices were busy with the run: GPUs where the job asks for them, CPU cores otherwise."""
+        gpus, cpus = (finite(self.setting("resources", f"{kind}_per_worker")) for kind in ("gpus", "cpus"))
+        fallback = self.setting("resources", "workers")
+        counts = [session.workers or (fallback if isinstance(fallback, int) else 1) for session in self.sessions]
+        seconds = sum(count * (one.end - one.begin) for count, one in zip(counts, self.sessions, strict=True))
+        return (gpus or cpus or 1.0) * seconds / 3600 if self.sessions else None
 
     @property
     def data_hash(self) -> str | None:
@@ -160,31 +177,6 @@ class Run:
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         return value
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One row of `bessemer runs`; unknown values are None."""
-
-    name: str
-    path: str
-    state: RunState
-    system: str | None = None
-    preset: str | None = None
-    kimg: float = 0.0
-    total_kimg: float | None = None
-    metric: str | None = None
-    best: float | None = None
-    best_kimg: float | None = None
-    last: float | None = None
-    img_per_s: float | None = None
-    """Median of the last lines of the journal."""
-    workers: int | None = None
-    restarts: int = 0
-    created: float | None = None
-    """Unix seconds."""
-    note: str | None = None
-    """Why a directory is broken."""
 
 
 def text(value: object) -> str | None:
@@ -215,8 +207,12 @@ def event_name(record: Record) -> str:
     return name if isinstance(name, str) else ""
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, newest: int | None = None) -> Run:
     """Read a run directory.
+
+    Args:
+        path: the directory.
+        newest: of the metrics, read only what :func:`bessemer.tracking.journal.skim_entries` reads; None for all.
 
     Raises:
         RunError: there is nothing of a run in it, or it cannot be read.
@@ -230,10 +226,12 @@ def load_run(path: str | Path) -> Run:
                 "`bessemer runs` lists the runs"
             )
         job_text = files[0].read_bytes().decode("utf-8", errors="replace") if files[0].is_file() else ""
-        records = read_journal(files[2])
+        entries = read_entries(files[2]) if newest is None else skim_entries(files[2], newest)
     except OSError as error:
         raise RunError(f"{error.filename or path}: cannot be read ({error.strerror}); check its permissions") from error
-    return Run(path, read_json(files[1]) or {}, _parse_job(job_text), job_text, records)
+    written = [entry.record for entry in entries]
+    info, job = read_json(files[1]) or {}, _parse_job(job_text)
+    return Run(path, info, job, job_text, standing(written), sessions_of(written))
 
 
 def evaluation_curves(run: Run) -> list[Curve]:
@@ -256,6 +254,7 @@ def evaluation_curves(run: Run) -> list[Curve]:
             curve.not_finite += 1
         else:
             curve.points.append(Point(record["nimg"], value, finite(record.get("standard_error"))))
+            curve.records[record["nimg"]] = record
     for curve in curves.values():
         curve.points.sort(key=lambda point: point.nimg)
     ordered = list(reversed(curves.values()))
@@ -281,70 +280,36 @@ def metric_scores(path: str | Path, metric: str | None) -> dict[int, float]:
     return {point.nimg: sign * point.value for point in curve.points} if curve else {}
 
 
-def summarise(run: Run) -> RunSummary:
-    """The row of one run. Best and last value belong to the first metric of the job and to one protocol."""
-    workers = [event.get("workers") for event in run.events("started", "resumed", "restarted", "finished")]
-    workers = [count for count in workers if isinstance(count, int)] or [run.setting("resources", "workers")]
-    speeds = [
-        speed
-        for record in run.of_kind("metrics")
-        if isinstance(record.get("values"), dict) and (speed := finite(record["values"].get(_THROUGHPUT))) is not None
-    ]
-    created = finite(run.info.get("created"))
-    if created is None and run.records:
-        created = run.records[0]["time"]
-    curve = next((curve for curve in evaluation_curves(run) if curve.points), None)
-    return RunSummary(
-        name=run.name,
-        path=str(run.path),
-        state=run.state,
-        system=text(run.setting("system", "name")),
-        preset=text(run.setting("system", "preset")),
-        kimg=run.nimg / 1000,
-        total_kimg=finite(run.setting("training", "total_kimg")),
-        metric=curve.metric if curve else None,
-        best=curve.best.value if curve else None,
-        best_kimg=curve.best.nimg / 1000 if curve else None,
-        last=curve.points[-1].value if curve else None,
-        img_per_s=statistics.median(speeds[-_RECENT_LINES:]) if speeds else None,
-        workers=workers[-1] if isinstance(workers[-1], int) else None,
-        restarts=len(run.events("resumed")),
-        created=created,
-    )
+def state_of(path: Path, last_word: RunState | None, newest: float | None) -> RunState:
+    """State of a run whose journal ends with `last_word`, if that is an end, and has its newest record at `newest`.
 
-
-def list_runs(root: str | Path) -> list[RunSummary]:
-    """All runs directly below ``root``, newest first; broken directories last, each with a note.
-
-    Directories that hold no file of a run (MLflow's artifacts, for one) are left out.
-
-    Raises:
-        RunError: ``root`` is no directory or cannot be read.
+    The driver still holds the lock while it writes the report of a finished run.
     """
-    root = Path(root)
-    try:
-        directories = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise RunError(
-            f"{root}: cannot be listed ({error.strerror}); give the directory that holds the runs with --root"
-        ) from error
-    rows = [row for path in directories if (row := _row(path)) is not None]
-    return sorted(rows, key=lambda row: (row.state == "broken", -(row.created or 0.0), row.name))
+    if last_word is not None:
+        return last_word
+    lock = path / RUN_LOCK
+    if lock.exists():
+        return "running" if is_locked(lock) else "stopped"
+    return "stopped" if newest is None or time.time() - newest > _SILENCE else "running"
 
 
-def _row(path: Path) -> RunSummary | None:
-    try:
-        present = {name for name in ("job.yaml", "run.json", "journal.jsonl") if (path / name).is_file()}
-        if not present:
-            return None
-        run = load_run(path)
-    except (RunError, OSError) as error:
-        return RunSummary(path.name, str(path), "broken", note=str(error))
-    for name, content in (("run.json", run.info), ("job.yaml", run.job)):
-        if not content:
-            problem = "damaged" if name in present else "missing"
-            return RunSummary(path.name, str(path), "broken", kimg=run.nimg / 1000, note=f"{name} is {problem}")
-    return summarise(run)
+def sessions_of(written: Iterable[Record]) -> list[Session]:
+    """Sessions of all records that were written, those that were taken back included."""
+    sessions: list[Session] = []
+    for record in written:
+        event, moment = event_name(record), record["time"]
+        if event in _BEGINS or not sessions:
+            workers = record.get("workers")
+            workers = workers if isinstance(workers, int) and 0 < workers < 1 << 20 else None
+            if event != "started" and sessions and sessions[-1].begin == sessions[-1].end:
+                last = sessions.pop()  # the driver had started, and here are its workers
+                sessions.append(Session(last.begin, max(last.begin, moment), workers or last.workers))
+            else:
+                sessions.append(Session(moment, moment, workers))
+        elif record["kind"] == "metrics" or event in _CLOCK_EVENTS or event in _ENDS:
+            last = sessions.pop()
+            sessions.append(Session(last.begin, max(last.end, moment), last.workers))
+    return sessions
 
 
 def _as_json(value: Any) -> str:
