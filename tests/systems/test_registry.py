@@ -12,7 +12,7 @@ def test_finds_every_system_and_each_says_what_it_is() -> None:
     for name, cls in systems.items():
         assert cls.name == name
         assert f".{cls.family}." in cls.__module__
-        assert "arXiv:" in cls.paper
+        assert "arXiv:" in cls.paper or "doi:" in cls.paper
         assert cls.presets
         for preset in cls.presets:
             assert resolve_config(name, preset).resolution >= 1

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.opening import open_job_data
 from bessemer.data.reading.quarantine import Quarantine
 from bessemer.data.reading.stream import SliceStream
@@ -32,7 +33,7 @@ from bessemer.orchestration.preflight import with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import load_job
-from bessemer.systems.contract import Clock, LikelihoodSystem, System
+from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, System
 from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo
 from bessemer.tracking.journal import Journal, read_journal
@@ -116,6 +117,7 @@ def _train(run: RunDirectory) -> bool:
         system = build(job.system.name, job.system.preset, job.system.config, dataset.manifest.facts)
         check_training(job.training, system)
         system.init_weights(generator("cpu", job.seed, "init"))
+        _init_from_data(system, job, dataset, workers.device)
         engines = build_engines(
             system.networks(), system.optimizers(), job.training, workers, system.updates(Clock(0, 0))
         )
@@ -203,6 +205,25 @@ def _train(run: RunDirectory) -> bool:
             return finished
         finally:
             stream.close()
+
+
+def _init_from_data(system: System, job: JobSpec, dataset: ShardedDataset, device: torch.device) -> None:
+    """Let a system that needs it see the first images of the run, which every worker reads for itself."""
+    if not system.init_images:
+        return
+    size = job.training.slice_size
+    slices = range(min(job.slices, -(-system.init_images // size)))
+    stream = SliceStream(
+        dataset, seed=job.seed, batch_size=job.training.batch_size, slice_size=size, slices=slices,
+        mirror=job.data.mirror, threads=0, cache="none",
+    )  # fmt: skip
+    batches = [batch.to(device) for batch in stream.batch(0)]
+    stream.close()
+    for network in system.networks().values():
+        network.to(device)
+    images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
+    first = Batch(images[: system.init_images], labels[: system.init_images])
+    system.init_from_data(first, generator(device, job.seed, "init from data"))
 
 
 def _write_bad_samples(journal: Journal, nimg: int, quarantine: Quarantine, workers: Workers) -> int:

@@ -7,16 +7,28 @@ the same run happens on any number of workers.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor, nn
 
-__all__ = ["Batch", "Clock", "LikelihoodSystem", "Loss", "OptimizerDefaults", "System", "SystemConfig", "Update"]
+__all__ = [
+    "Batch",
+    "Clock",
+    "LikelihoodSystem",
+    "Loss",
+    "OptimizerDefaults",
+    "Stage",
+    "System",
+    "SystemConfig",
+    "Update",
+]
 
 
 @dataclass(frozen=True)
@@ -41,10 +53,16 @@ class Batch:
     """[N, C, H, W], float32 in [-1, 1]."""
     labels: Tensor
     """[N], int64 class indices; zeros where the data set has one class."""
+    slice: int = 0
+    """Which slice of the global batch this is: state that outlives an update (persistent chains, image pools) is kept
+    per slice, so that it does not depend on the number of workers."""
+    slices: int = 1
+    """Slices of the global batch."""
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
         """The batch on `device`, its images laid out as asked."""
-        return Batch(self.images.to(device, memory_format=memory_format), self.labels.to(device))
+        images = self.images.to(device, memory_format=memory_format)
+        return Batch(images, self.labels.to(device), self.slice, self.slices)
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,17 @@ class Update:
     """Whether the loss reads weights outside the forward pass of their layer (spectral regularisation)."""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run with updates of its own: a layer of a DBN, a resolution of ProGAN, the prior of a VQ-VAE."""
+
+    name: str
+    kimg: float = math.inf
+    """Length in thousands of images; the last stage lasts until the run ends, whatever this says."""
+    renews: tuple[str, ...] = ()
+    """Networks whose optimizers forget their moments and step counts as the stage begins."""
+
+
 class SystemConfig(BaseModel):
     """Base of every system's configuration: the shape of the data, to which systems add their own fields."""
 
@@ -126,6 +155,9 @@ class System(ABC):
     data_fields: ClassVar[tuple[str, ...]] = ("channels", "classes")
     """Fields of :attr:`Config` that are taken from the data set unless the job sets them."""
 
+    init_images: ClassVar[int] = 0
+    """Images from which :meth:`init_from_data` sets initial weights; 0, as here, where data play no part in them."""
+
     config: SystemConfig
 
     @abstractmethod
@@ -143,9 +175,45 @@ class System(ABC):
     def updates(self, clock: Clock) -> Sequence[Update]:
         """Updates of one iteration, in order; intervals are applied by the trainer."""
 
+    def stages(self) -> Sequence[Stage]:
+        """The stages of a run, in order. One, as here, for most systems."""
+        return [Stage("training")]
+
+    def stage_starts(self) -> list[Clock]:
+        """The moment at which each stage begins, at iteration 0."""
+        lengths = [stage.kimg for stage in self.stages()[:-1]]
+        return [Clock(round(kimg * 1000), 0) for kimg in accumulate(lengths, initial=0.0)]
+
+    def stage_of(self, clock: Clock) -> tuple[int, float]:
+        """Index of the stage at a moment, and thousands of images since it began."""
+        starts = [start.nimg for start in self.stage_starts()]
+        index = sum(start <= clock.nimg for start in starts) - 1
+        return index, (clock.nimg - starts[index]) / 1000
+
+    def renewed(self, before: Clock, now: Clock) -> tuple[str, ...]:
+        """Networks whose optimizers begin anew `now`, if a stage began after `before`."""
+        (old, _), (new, _) = self.stage_of(before), self.stage_of(now)
+        return self.stages()[new].renews if new != old else ()
+
+    def every_update(self) -> list[Update]:
+        """The updates of all stages, each as it is when its stage begins."""
+        return [update for start in self.stage_starts() for update in self.updates(start)]
+
     @abstractmethod
     def init_weights(self, generator: Generator) -> None:
         """Draw all initial weights and buffers from `generator`, in place."""
+
+    def init_from_data(self, batch: Batch, generator: Generator) -> None:
+        """Set initial weights by what the networks do to real images; after :meth:`init_weights`.
+
+        Args:
+            batch: the first :attr:`init_images` of the run's first global batch, the same on every worker.
+            generator: source of noise, on the device of the networks.
+        """
+
+    def refusal(self, slices: int) -> str | None:  # noqa: ARG002  # most do not mind
+        """Why the batch cannot be cut into so many slices, for people; None, as here, where it can."""
+        return None
 
     @property
     @abstractmethod

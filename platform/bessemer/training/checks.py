@@ -5,7 +5,7 @@ from __future__ import annotations
 from bessemer.errors import SpecError
 from bessemer.nn.spectral import SpectralNorm
 from bessemer.spec.job import TrainingSpec
-from bessemer.systems.contract import Clock, System
+from bessemer.systems.contract import System
 
 __all__ = ["check_training"]
 
@@ -17,7 +17,13 @@ def check_training(training: TrainingSpec, system: System) -> None:
         SpecError: names the field, the value, the rule and the fix.
     """
     networks = ", ".join(system.networks())
-    second = [u for u in system.updates(Clock(0, 0)) if u.second_order]
+    updates = {u.name: u for u in system.every_update()}.values()
+    second = [u for u in updates if u.second_order]
+    if why := system.refusal(training.batch_size // training.slice_size):
+        raise SpecError(
+            f"training.slice_size: {training.batch_size} / {training.slice_size} slices do not suit {system.name}: "
+            f"{why}; change one of them."
+        )
     for name in training.optimizers:
         if name not in system.networks():
             raise SpecError(f"training.optimizers.{name}: {system.name} has no network {name!r}; it has {networks}.")
@@ -32,7 +38,7 @@ def check_training(training: TrainingSpec, system: System) -> None:
             "which nobody has shown to be right with second-order losses on a GPU, and "
             f"{system.name} has {', '.join(u.name for u in second)}; set training.offload to none."
         )
-    if training.zero_stage == 3 and (whole := [u.name for u in system.updates(Clock(0, 0)) if u.whole_weights]):
+    if training.zero_stage == 3 and (whole := [u.name for u in updates if u.whole_weights]):
         raise SpecError(
             f"training.zero_stage: 3 scatters the weights, and {system.name}'s loss {', '.join(whole)} reads them "
             "whole outside forward passes, to regularise them; set training.zero_stage to 2 or lower."

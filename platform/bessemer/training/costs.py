@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from bessemer.systems.contract import Batch, Clock, System, Update
+from bessemer.systems.contract import Batch, System, Update
 from bessemer.training.rng import generator
 
 __all__ = ["FlopCount", "LiveBytes", "SliceCost", "slice_costs"]
@@ -113,7 +113,7 @@ class SliceCost:
 def slice_costs(
     build: Callable[[], System], slice_size: int, *, accumulated: bool, half: bool, released: bool = False
 ) -> list[SliceCost]:
-    """Costs of one slice of each update of the first iteration, without computing anything.
+    """Costs of one slice of each update of an iteration, in the stage that computes most, without computing anything.
 
     Args:
         build: makes the system; called where tensors have no values.
@@ -128,7 +128,11 @@ def slice_costs(
         if released:
             for p in (p for network in networks.values() for p in network.parameters()):
                 p.register_post_accumulate_grad_hook(_release)  # type: ignore[no-untyped-call]
-        return [_cost(system, networks, u, slice_size, accumulated, half) for u in system.updates(Clock(0, 0))]
+        stages = [
+            [_cost(system, networks, u, slice_size, accumulated, half) for u in system.updates(start)]
+            for start in system.stage_starts()
+        ]
+        return max(stages, key=lambda costs: sum(cost.flops for cost in costs))
 
 
 def _release(parameter: Tensor) -> None:

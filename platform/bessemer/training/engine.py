@@ -200,6 +200,12 @@ class NetworkEngine:
             self._discards = False
         self.gradients.leave_out()
 
+    def renew_optimizer(self) -> None:
+        """Forget the optimizer's moments and step counts, in place: ZeRO holds on to these tensors."""
+        for state in self.torch_optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+
     @property
     def lr(self) -> float:
         """Learning rate of the last step."""

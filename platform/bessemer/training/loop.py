@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -77,9 +78,13 @@ class Trainer:
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.job, self.system, self.engines, self.emas = job, system, engines, emas
-        self.stream, self.checkpoints, self.identity = stream, checkpoints, identity
+        self.stream, self.checkpoints, self.identity, self.stop_requested = (
+            stream,
+            checkpoints,
+            identity,
+            stop_requested,
+        )
         self.workers, self.write, self.evaluate, self.profiles = workers, write, evaluate, profiles
-        self.stop_requested = stop_requested
         self.clock = Clock(nimg=0, iteration=0)
         self._saved_at: int | None = None
         if job.training.batch_statistics == "workers":
@@ -169,6 +174,8 @@ class Trainer:
             for ema in self.emas.values():
                 ema.update(images, clock.nimg)
         self.clock = Clock(nimg=clock.nimg + images, iteration=clock.iteration + 1)
+        for name in self.system.renewed(clock, self.clock):
+            self.engines[name].renew_optimizer()
         self.system.after_iteration(self.clock)
 
     def _update(self, update: Update, nimg: int) -> None:
@@ -184,7 +191,7 @@ class Trainer:
             for index, batch in zip(self.slices, batches, strict=True):
                 draws = generator(device, self.guards.seed, update.name, nimg, index)
                 with part("data"):
-                    on_device = self._on_device(batch)
+                    on_device = self._on_device(batch, index)
                 with self.meter.slice(update.name):
                     with part("forward"), mixed_precision(device, self.job.training.precision):
                         loss = update.loss(on_device, draws)
@@ -207,9 +214,9 @@ class Trainer:
             if engine.gradients.norm is not None:
                 self._averages.add(f"grad_norm/{engine.name}", engine.gradients.norm)
 
-    def _on_device(self, batch: Batch) -> Batch:
+    def _on_device(self, batch: Batch, index: int) -> Batch:
         layout = torch.channels_last if self.job.training.channels_last else torch.contiguous_format
-        return batch.to(self.workers.device, layout)
+        return replace(batch.to(self.workers.device, layout), slice=index, slices=self.job.slices)
 
     def _log(self) -> None:
         """Write the means since the last line to the journal, and go back if they are not finite."""
@@ -267,10 +274,9 @@ class Trainer:
         """Begin a checkpoint; the state is copied and written while training goes on."""
         if self.job.guards.compare_workers:
             check_agreement(self.engines, self.workers, self.clock)
-        engines = {name: engine.state_dict() for name, engine in self.engines.items()}
         state: dict[str, Any] = {
             "system": self.system.state_dict(),
-            "engines": engines,
+            "engines": {name: engine.state_dict() for name, engine in self.engines.items()},
             "guards": self.guards.state_dict(),
             "collapse": self.collapse.state_dict(),
         }

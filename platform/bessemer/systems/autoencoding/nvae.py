@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
+from bessemer.nn.binary import binarise
 from bessemer.nn.init import init_weights
 from bessemer.nn.likelihoods import Bernoulli, ImageDistribution, LogisticMixture, quantise
 from bessemer.nn.norm import renew_statistics
@@ -211,8 +212,7 @@ class NVAE(LikelihoodSystem):
         """The discrete images that are modelled."""
         if self.config.output == "mixture":
             return quantise(images, self.config.bits)
-        grey = images.add(1).div(2)
-        return 2 * (torch.rand(grey.shape, generator=generator, device=grey.device) < grey).to(images.dtype) - 1
+        return binarise(images, "random", generator)
 
     def _output(self, parameters: Tensor) -> ImageDistribution:
         """p(x | z)."""

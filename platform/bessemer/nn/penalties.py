@@ -1,0 +1,27 @@
+"""Penalties on a critic's gradient with respect to its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["gradient_penalty"]
+
+
+def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, target: float = 1.0) -> Tensor:
+    """E[(‖∇D(x)‖₂ - target)²], a scalar (Gulrajani et al. 2017, arXiv:1704.00028, eq. 3).
+
+    Args:
+        critic: x -> scores [N], each a function of its own image alone.
+        x: [N, ...] where the gradient is taken.
+        target: norm without penalty.
+    """
+    x = x.detach().requires_grad_()
+    scores = critic(x)
+    (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    # The constant keeps the second derivative finite where the gradient vanishes.
+    norms = (gradient.float().flatten(1).square().sum(1) + 1e-12).sqrt()
+    # The zero term lets parameters that the gradient does not depend on take part, as all workers must.
+    return (norms - target).square().mean() + 0 * scores.mean()

@@ -1,0 +1,1 @@
+"""Systems that draw one element after the other."""

@@ -1,0 +1,1 @@
+"""Systems defined by an energy."""

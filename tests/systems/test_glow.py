@@ -1,0 +1,153 @@
+"""Glow: volumes against autograd, inverses, data-dependent initialisation, and sizes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tests.systems.tiny import random_batch, tiny_system
+from torch import nn
+
+from bessemer.data.packing.pack import pack
+from bessemer.data.reading.dataset import ShardedDataset
+from bessemer.nn.data_init import ActNorm, initialising
+from bessemer.orchestration.worker import _init_from_data
+from bessemer.spec.job import JobSpec
+from bessemer.systems.flow.glow import Coupling, Glow, InvertibleConv
+from bessemer.systems.registry import build
+
+
+def g(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def rough(affine: bool = True) -> Glow:
+    """A flow on 4×4×3 in float64, all of whose weights are away from their start."""
+    system = build("glow", "tiny8", {"resolution": 4, "channels": 3, "steps": 2, "width": 8, "affine": affine})
+    assert isinstance(system, Glow)
+    system.init_weights(g())
+    system.flow.double()
+    with torch.no_grad():
+        for i, p in enumerate(system.flow.parameters()):
+            p += 0.1 * torch.randn(p.shape, generator=g(i), dtype=torch.float64)
+    return system
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_log_density_against_the_jacobian(affine: bool) -> None:
+    """log p(x) = log N(noise; 0, I) + log|det ∂noise/∂x|, the latter by autograd."""
+    system = rough(affine)
+    x = torch.rand(1, 3, 4, 4, generator=g(), dtype=torch.float64) - 0.5
+
+    def noise(flat: torch.Tensor) -> torch.Tensor:
+        return torch.cat([z.flatten() for z in system.flow(flat.view(1, 3, 4, 4))[0]])
+
+    jacobian = torch.autograd.functional.jacobian(noise, x.flatten())
+    z = noise(x.flatten())
+    expected = -0.5 * (z.square() + math.log(2 * math.pi)).sum() + torch.linalg.slogdet(jacobian).logabsdet
+    # ZeroConv leaves in float32.
+    torch.testing.assert_close(system.flow(x)[1][0], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@torch.no_grad()
+def test_inverse(affine: bool) -> None:
+    system = rough(affine)
+    x = torch.rand(3, 3, 4, 4, generator=g(), dtype=torch.float64) - 0.5
+    torch.testing.assert_close(system.flow.inverse(system.flow(x)[0]), x, rtol=0, atol=1e-5)
+
+
+def test_factors_make_a_rotation_with_its_determinant() -> None:
+    layer = InvertibleConv(7)
+    layer.init_weights(g(3))
+    W = layer.weight().detach()
+    torch.testing.assert_close(W @ W.T, torch.eye(7), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p += 0.2 * torch.randn(p.shape, generator=g(1))
+    x = torch.randn(2, 7, 3, 5, generator=g())
+    y, log_det = layer(x)
+    torch.testing.assert_close(y, torch.einsum("oi,nihw->nohw", layer.weight(), x))
+    torch.testing.assert_close(log_det, 15 * torch.linalg.slogdet(layer.weight()).logabsdet)
+
+
+def test_the_first_images_leave_every_actnorm_normalised() -> None:
+    system = build("glow", "tiny8", {"steps": 2})
+    assert isinstance(system, Glow)
+    system.init_weights(g())
+    batch = random_batch(system, 64)
+    system.init_from_data(batch, g(1))
+    seen: list[torch.Tensor] = []
+    for layer in system.flow.modules():
+        if isinstance(layer, ActNorm):
+            layer.register_forward_hook(lambda m, args, out: seen.append(out[0]))
+    system.flow(system._seen(batch.images, g(1)))
+    assert len(seen) == 4
+    for y in seen:
+        torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(y.shape[1]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(y.var((0, 2, 3), correction=0), torch.ones(y.shape[1]), rtol=0, atol=1e-3)
+    assert not any(layer.initialises for layer in system.flow.modules() if isinstance(layer, ActNorm))
+
+
+@pytest.mark.parametrize("slice_size", [8, 32])
+def test_the_first_images_do_not_depend_on_workers_or_slices(tmp_path: Path, slice_size: int) -> None:
+    """Each worker reads them for itself; what it reads is the beginning of the run's first batch."""
+    pack("digits", tmp_path / "digits", size=8, limit=64)
+    job = JobSpec.model_validate(
+        {
+            "name": "glow", "system": {"name": "glow", "preset": "tiny8"}, "data": {"path": str(tmp_path / "digits")},
+            "training": {"total_kimg": 1, "batch_size": 32, "slice_size": slice_size},
+            "resources": {"workers": 1},
+        }
+    )  # fmt: skip
+    states = []
+    with ShardedDataset.open(tmp_path / "digits") as dataset:
+        for _ in range(2):
+            system = build("glow", "tiny8")
+            system.init_weights(g())
+            _init_from_data(system, job, dataset, torch.device("cpu"))
+            states.append(system.networks()["flow"].state_dict())
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    assert any(k.endswith("log_scale") and v.abs().max() > 0.01 for k, v in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "count"),
+    [
+        ("cifar10", {}, 44_095_536),
+        ("imagenet32", {}, 66_120_816),
+        ("imagenet64", {}, 111_646_224),
+        ("cifar10", {"resolution": 64, "levels": 6, "affine": False}, 177_559_056),
+    ],
+)
+def test_sizes_of_the_papers_models(preset: str, fields: dict[str, object], count: int) -> None:
+    with torch.device("meta"):
+        flow = build("glow", preset, fields).networks()["flow"]
+    assert sum(p.numel() for p in flow.parameters()) == count
+
+
+def test_temperature_narrows_and_zero_is_one_image() -> None:
+    system = tiny_system("glow")
+    labels = torch.zeros(4, dtype=torch.int64)
+    cold, warm = (system.sample(labels, g(), t) for t in (0.0, 1.0))
+    assert torch.equal(cold[0], cold[1])
+    assert not torch.equal(warm[0], warm[1])
+
+
+def test_couplings_start_as_a_fixed_scaling() -> None:
+    layer = Coupling(4, 8, affine=True)
+    layer.init_weights(g())
+    x = torch.randn(2, 4, 3, 3, generator=g())
+    y, log_det = layer(x)
+    s = 1 / (1 + math.exp(-2))
+    torch.testing.assert_close(y, torch.cat([x[:, :2], x[:, 2:] * s], 1))
+    torch.testing.assert_close(log_det, torch.full((2,), 18 * math.log(s)))
+
+
+def test_initialising_ends_even_after_an_error() -> None:
+    layer = nn.Sequential(ActNorm(2))
+    with pytest.raises(RuntimeError), initialising(layer):
+        layer(torch.zeros(1, 3, 2, 2))
+    assert not layer[0].initialises

@@ -1,0 +1,65 @@
+"""Every system under the real trainer: the same run on one and two workers, and after a resume at a random point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.systems.real_work import train_every_system
+from tests.training.forked import start_group, wait_for_group
+from torch import Tensor
+
+from bessemer.systems.registry import all_systems
+
+State = dict[str, Tensor]
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[State]]:
+    """Workers -> what each of them wrote."""
+    found = {}
+    for size in (1, 2):
+        out: Path = tmp_path_factory.mktemp("systems") / "out"
+        log = out.with_suffix(".log")
+        codes = wait_for_group(start_group(train_every_system, size, log, out), 400)
+        assert codes == [0] * size, log.read_text()
+        found[size] = [load_file(out.with_suffix(f".{rank}.safetensors")) for rank in range(size)]
+    return found
+
+
+def of(state: State, run: str, name: str) -> State:
+    prefix = f"{run} {name} "
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", list(all_systems()))
+def test_one_worker_and_two_train_the_same_run(states: dict[int, list[State]], name: str) -> None:
+    (alone,), pair = states[1], states[2]
+    expected, start = of(alone, "sgd", name), of(alone, "start", name)
+    assert any(not torch.equal(v, start[k]) for k, v in expected.items()), "something must have moved"
+    for state in pair:
+        for key, value in of(state, "sgd", name).items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+    first, second = (of(state, "sgd", name) for state in pair)
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+
+
+@pytest.mark.parametrize("name", list(all_systems()))
+def test_a_run_resumed_at_a_random_point_ends_bit_by_bit_alike(states: dict[int, list[State]], name: str) -> None:
+    (alone,) = states[1]
+    straight, resumed = of(alone, "straight", name), of(alone, "resumed", name)
+    assert straight.keys() == resumed.keys()
+    for key, value in straight.items():
+        assert torch.equal(value, resumed[key]), key
+
+
+@pytest.mark.parametrize("name", list(all_systems()))
+def test_every_weight_has_been_trained(states: dict[int, list[State]], name: str) -> None:
+    """By the papers' optimizers; a weight that stays where it was is one that no stage reaches."""
+    (alone,) = states[1]
+    start, end = of(alone, "start", name), of(alone, "straight", name)
+    still = [k for k, v in end.items() if not k.startswith("ema.") and torch.equal(v, start[k])]
+    assert len(still) < len(start) / 4, still

@@ -1,0 +1,71 @@
+"""A small configuration of every system, and batches for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bessemer.nn.likelihoods import quantise
+from bessemer.systems.contract import Batch, System
+from bessemer.systems.registry import build, get
+from bessemer.training.rng import generator
+
+__all__ = ["SMALLER", "random_batch", "tiny_arguments", "tiny_system"]
+
+SMALLER: Mapping[str, Mapping[str, Any]] = {
+    "biggan": {
+        "generator_width": 4, "discriminator_width": 4, "latent_dim": 20, "shared_dim": 8, "r1_gamma": 0.1,
+        "r1_interval": 2, "standing_passes": 2, "standing_batch": 4,
+    },
+    "biggan-deep": {
+        "generator_width": 8, "discriminator_width": 8, "latent_dim": 8, "shared_dim": 8, "standing_passes": 2,
+        "standing_batch": 4,
+    },
+    "stylegan2": {
+        "channel_base": 256, "channel_max": 8, "latent_dim": 8, "w_dim": 8, "minibatch_group": 4,
+        "path_length_interval": 2, "r1_interval": 2, "augment_p": 0.3, "augment_interval": 2, "augment_kimg": 0.5,
+    },
+    "rbm": {
+        "hidden": 16, "chains": 8, "gibbs_steps": 2, "sampling_steps": 20, "ais_temperatures": 20, "ais_chains": 10,
+    },
+    "vae": {"hidden": 16, "latent_dim": 4},
+    "wgan-gp": {"generator_width": 4, "critic_width": 4, "latent_dim": 8, "critic_steps": 2},
+    "glow": {"steps": 1, "width": 8},
+    "pixelcnnpp": {"width": 4, "components": 2},
+    "nvae": {
+        "width": 4, "groups": (2, 1), "latent_channels": 2, "components": 2, "flows": 1, "kl_warmup_kimg": 0.02,
+        "standing_passes": 2, "standing_batch": 4, "resolution": 16,
+    },
+}  # fmt: skip
+"""System -> fields on top of its first `tiny` preset (its first preset where there is none). A stage in them lasts 16
+images, two iterations of the tests."""
+
+
+def tiny_arguments(name: str) -> tuple[str, str, dict[str, Any]]:
+    """System, preset and fields of its small configuration."""
+    presets = list(get(name).presets)
+    tiny = [preset for preset in presets if preset.startswith("tiny")]
+    return name, (tiny or presets)[0], dict(SMALLER.get(name, {}))
+
+
+def tiny_system(name: str, seed: int = 0, **more: Any) -> System:
+    """A system with drawn weights, which has seen a first batch if it needs one."""
+    system, preset, fields = tiny_arguments(name)
+    built = build(system, preset, {**fields, **more})
+    built.init_weights(generator("cpu", seed, "init"))
+    if built.init_images:
+        built.init_from_data(random_batch(built, 8), generator("cpu", seed, "init from data"))
+    return built
+
+
+def random_batch(system: System, n: int = 4, *purpose: int, slice: int = 0, slices: int = 1) -> Batch:  # noqa: A002
+    """Smooth random images of 8 bits and random labels."""
+    c, g = system.config, generator("cpu", 0, "random batch", *purpose)
+    side = math.ceil(c.resolution / 4)
+    coarse = F.interpolate(torch.randn(n, c.channels, side, side, generator=g), c.resolution, mode="bilinear")
+    images = quantise((coarse + 0.1 * torch.randn(coarse.shape, generator=g)).clamp(-1, 1), 8)
+    return Batch(images, torch.randint(c.classes, (n,), generator=g), slice, slices)
