@@ -1,6 +1,6 @@
 # Bessemer. `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install test lint quickstart clean
+.PHONY: help install test test-cluster lint quickstart clean
 
 PYTHON ?= python3
 DATA ?=
@@ -8,7 +8,7 @@ DATA ?=
 INSTALLED := .venv/.installed
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED)  ## Make .venv with Bessemer and everything it needs.
 
@@ -20,6 +20,9 @@ quickstart: $(INSTALLED)  ## Train a small BigGAN in minutes; DATA=path/to/image
 
 test: $(INSTALLED)  ## Style, types and all tests, as CI runs them.
 	@scripts/test
+
+test-cluster: $(INSTALLED)  ## Break a cluster of network namespaces in all ways; root, ten minutes.
+	@.venv/bin/pytest -m cluster tests/cluster
 
 lint: $(INSTALLED)  ## Style, format and types only.
 	@scripts/lint

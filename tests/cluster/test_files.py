@@ -50,7 +50,7 @@ def parse(command: str) -> str:
 
 def test_every_directory_explains_itself() -> None:
     directories = sorted(path for path in CLUSTER.iterdir() if path.is_dir())
-    assert [path.name for path in directories] == ["cloud", "kubernetes", "local", "mlflow", "slurm"]
+    assert [path.name for path in directories] == ["cloud", "kubernetes", "local", "mlflow", "netns", "slurm"]
     for directory in directories:
         text = (directory / "README.md").read_text()
         for word in ("Needs:", "It works when", "Stop", "```"):

@@ -15,9 +15,9 @@ from bessemer.tracking.journal import read_journal
 __all__ = ["bessemer", "images_seen", "torchrun", "wait_for", "worker_pid"]
 
 
-def torchrun(job: Path, run: Path, workers: int = 2) -> subprocess.Popen[str]:
+def torchrun(job: Path, run: Path, workers: int = 2, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    command += ["-m", "bessemer.orchestration.worker", str(job), "--run-dir", str(run)]
+    command += ["-m", "bessemer.orchestration.worker", str(job), "--run-dir", str(run), *more]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 

@@ -7,11 +7,13 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from tests.servers import S3Server
 
+from bessemer.cli.app import run
 from bessemer.data.packing.pack import pack
 from bessemer.errors import BessemerError, MachineError, RunError
 from bessemer.orchestration.launch import launch
@@ -82,6 +84,40 @@ def test_runs_that_cannot_be_written_are_refused_first(job: Path, tmp_path: Path
 def test_refusals(job: Path, tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(BessemerError, match=message):
         preflight(load_job(job, change.replace("ROOT", str(job.parent)).split(",")), tmp_path)
+
+
+@pytest.mark.parametrize("command", ["train", "quickstart"])
+def test_joining_a_cluster_is_said(
+    job: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RAY_ADDRESS may have been set long ago, in another file."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    data = ["digits", "--datasets", str(job.parent), "--job"] if command == "quickstart" else []
+    monkeypatch.setattr(sys, "argv", ["bessemer", command, *data, str(job), "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        run()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "joins the Ray cluster at 127.0.0.1:1 (RAY_ADDRESS); unset it to train on this machine alone"
+    assert "nothing answers at 127.0.0.1:1" in said[-1]
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_who_listens_but_is_no_ray_is_named_at_once(
+    job: Path, tmp_path: Path, answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left to itself, Ray's client waits for minutes for a server that accepts connections and says nothing."""
+    monkeypatch.setattr("bessemer.orchestration.preflight._ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def reply() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(answer)
+
+        if answer:
+            threading.Thread(target=reply, daemon=True).start()
+        with pytest.raises(MachineError, match=rf"something listens at {place}, but it is no Ray cluster; give"):
+            preflight(load_job(job, [f"resources.address={place}"]), tmp_path)
 
 
 def test_a_store_that_cannot_be_written_is_refused(job: Path, tmp_path: Path, s3: S3Server) -> None:

@@ -6,6 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from bessemer.orchestration.room import allowed_sizes
 from bessemer.spec.job import JobSpec
 
 
@@ -217,3 +218,24 @@ def test_uploads_go_where_something_can_be_written(url: str, message: str) -> No
     assert message in broken(checkpoint={"upload": url})
     for good in ("s3://bucket/runs", "gs://bucket", "/mnt/backup", "backup", "file:///mnt/backup"):
         job(checkpoint={"upload": good})
+
+
+@pytest.mark.parametrize(
+    ("resources", "training", "message"),
+    [
+        ({"workers": 3, "min_workers": 4}, {}, r"min_workers: 4 is more than resources\.workers 3; lower it"),
+        ({"workers": 6, "min_workers": 5}, {}, r"min_workers: 5 does not divide the 6 slices.*set it to 3 or 6"),
+        ({"workers": 2, "min_workers": 1}, {"batch_statistics": "workers"}, r"min_workers: 1 would change the run"),
+    ],
+)
+def test_runs_that_cannot_shrink(resources: dict[str, Any], training: dict[str, Any], message: str) -> None:
+    assert re.search(message, broken(resources=resources, training={"batch_size": 96, "slice_size": 16, **training}))
+
+
+def test_numbers_of_workers_that_a_run_may_shrink_to() -> None:
+    def sizes_of(**resources: int) -> list[int]:
+        return allowed_sizes(job(resources=resources, training={"batch_size": 192, "slice_size": 16}))
+
+    assert sizes_of(workers=6) == [6]
+    assert sizes_of(workers=6, min_workers=2) == [6, 4, 3, 2]
+    assert sizes_of(workers=12, min_workers=1) == [12, 6, 4, 3, 2, 1]

@@ -88,7 +88,7 @@ def test_a_dead_or_hung_worker_takes_the_other_down(tmp_path: Path, rank: int, n
 
 
 def test_looking_for_the_file_is_cheap_and_final(tmp_path: Path) -> None:
-    stop = StopRequest(tmp_path / "stop")
+    stop = StopRequest(tmp_path / "other", tmp_path / "stop")
     assert not stop()
     (tmp_path / "stop").touch()
     for _ in range(200):

@@ -25,6 +25,7 @@ from bessemer.cli import (
     runs,
     sample,
     schema,
+    status,
     submit,
     systems,
     train,
@@ -70,7 +71,7 @@ app.command(short_help="Say what a job takes: memory, operations, time.")(plan.p
 app.command(short_help="Go on with an interrupted run.")(train.resume)
 app.command(short_help="Let a Ray cluster train a job.")(submit.submit)
 app.command(short_help="List what was submitted to a cluster.")(submit.jobs)
-app.command(short_help="Say how a submitted run is.")(submit.status)
+app.command(short_help="Say how a run is, here or on a cluster.")(status.status)
 app.command(short_help="Print what a submitted run prints.")(submit.logs)
 app.command(short_help="Stop a submitted run, after a checkpoint.")(submit.stop)
 app.command(short_help="List all runs.")(runs.runs)

@@ -14,7 +14,7 @@ import typer
 
 from bessemer.errors import MachineError
 
-__all__ = ["echo_json", "human_bytes", "progress", "table", "write_text"]
+__all__ = ["echo_json", "finite", "human_bytes", "progress", "table", "write_text"]
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -38,7 +38,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def echo_json(value: Any) -> None:
     """Print a value as indented JSON: paths and the like as text; NaN and infinity, which JSON lacks, as null."""
-    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+    typer.echo(json.dumps(finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
 
 
 @contextmanager
@@ -77,13 +77,14 @@ def write_text(path: Path, text: str) -> None:
         raise MachineError(f"{path}: cannot be written ({e.strerror}); choose another place with --out.") from None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value that JSON can say: NaN and infinity, which it lacks, become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
+        return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return value
 
 

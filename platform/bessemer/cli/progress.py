@@ -107,13 +107,16 @@ class _Display:
 
     def _event(self, kimg: float, record: dict[str, Any]) -> None:
         name = record.get("event")
-        if name in ("checkpoint", "uploaded", "snapshot", "evaluated"):
+        if name in ("checkpoint", "uploaded", "snapshot", "evaluated", "placed"):
             if name == "checkpoint":
                 self._progress.update(self._task, completed=kimg, kimg=self._kimg(kimg))
             return
         more = {
             "resumed": lambda: f"from {record.get('checkpoint') or 'the beginning'}",
             "workers_lost": lambda: "; ".join(f"worker {k}: {v}" for k, v in (record.get("reasons") or {}).items()),
+            "note": lambda: str(record.get("reason")),
+            "waiting": lambda: str(record.get("reason")),
+            "resized": lambda: f"{record.get('workers')} of {record.get('wanted')} workers",
             "checkpoint_skipped": lambda: str(record.get("reason")),
             "checkpoint_failed": lambda: str(record.get("reason")),
             "upload_failed": lambda: str(record.get("reason")),

@@ -42,7 +42,7 @@ def quickstart(
     sample grid, the run and its MLflow page are. The last line gives the first metric of the job before and after
     training.
     """
-    from bessemer.cli.train import train_run
+    from bessemer.cli.train import say_where, train_run
     from bessemer.orchestration.preflight import preflight, with_absolute_paths
     from bessemer.orchestration.run_directory import RunDirectory
     from bessemer.spec.load import load_job
@@ -50,6 +50,7 @@ def quickstart(
     job = job or Path("jobs") / ("quickstart.yaml" if data == "digits" else "quickstart-images.yaml")
     packed = datasets / Path(data).name.split(".")[0]
     spec = with_absolute_paths(load_job(job, [f"data.path={packed}", *(set_ or ())]))
+    say_where(spec)
     _pack(data, packed)
     preflight(spec, runs)
     run = RunDirectory.create(runs, spec)

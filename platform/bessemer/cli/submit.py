@@ -1,16 +1,16 @@
-"""`bessemer submit`, `jobs`, `status`, `logs` and `stop`: runs on a Ray cluster, through its dashboard."""
+"""`bessemer submit`, `jobs`, `logs` and `stop`: runs on a Ray cluster, through its dashboard."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from bessemer.orchestration.submission import Cluster, Submission
 
-__all__ = ["jobs", "logs", "status", "stop", "submit"]
+__all__ = ["HERE", "AddressOption", "connect", "jobs", "logs", "stop", "submit"]
 
 AddressOption = Annotated[
     str,
@@ -21,12 +21,12 @@ AddressOption = Annotated[
     ),
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="What `bessemer submit` printed, as `jobs` lists it.")]
-_HERE = "http://127.0.0.1:8265"
+HERE = "http://127.0.0.1:8265"
 
 
 def submit(
     job: Annotated[Path | None, typer.Argument(help="Job file (YAML); `bessemer schema` documents its fields.")] = None,
-    address: AddressOption = _HERE,
+    address: AddressOption = HERE,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,7 +39,9 @@ def submit(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN", help="Instead of a job: go on with this run, by its ID or its directory on the cluster."
+            metavar="RUN",
+            help="Instead of a job: go on with this run, by its ID, its directory on the cluster, or the URL to which "
+            "it was uploaded.",
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what the run prints, until it ends.")] = False,
@@ -59,12 +61,12 @@ def submit(
     if resume is not None:
         if set_:
             raise SpecError("--set: a resumed run goes on with its own job; leave --set out, or submit a new job.")
-        cluster = _cluster(address)
-        submission = cluster.resume(resume)
+        cluster = connect(address)
+        submission = cluster.resume(resume, runs.absolute())
     else:
         assert job is not None
         spec, notes = check_before_sending(load_job(job, set_ or ()))
-        cluster = _cluster(address)
+        cluster = connect(address)
         submission = cluster.submit(spec, runs.absolute())
         for note in notes:
             typer.echo(f"note: {note}", err=True)
@@ -76,7 +78,7 @@ def submit(
 
 
 def jobs(
-    address: AddressOption = _HERE,
+    address: AddressOption = HERE,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, with all fields.")] = False,
 ) -> None:
     """List the runs that were submitted to a cluster, newest first, as far back as the cluster remembers."""
@@ -85,7 +87,7 @@ def jobs(
 
     from bessemer.cli.output import echo_json, table
 
-    found = _cluster(address).submissions()
+    found = connect(address).submissions()
     if json:
         echo_json([asdict(submission) for submission in found])
     elif not found:
@@ -106,48 +108,13 @@ def jobs(
         )
 
 
-def status(
-    id_: IdArgument,
-    address: AddressOption = _HERE,
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON, with all fields.")] = False,
-) -> None:
-    """Say how a submitted run is: its state, how long it has been at work, and what it printed last.
-
-    Where the run's directory can be seen from here, also how far it is.
-    """
-    from dataclasses import asdict
-
-    from bessemer.cli.output import echo_json
-
-    cluster = _cluster(address)
-    submission = cluster.find(id_)
-    last, progress = _last_line(cluster, submission), _progress(submission)
-    if json:
-        echo_json({**asdict(submission), "last_line": last, "progress": progress})
-        return
-    lines: list[tuple[str, str | None]] = [
-        ("state", f"{submission.state} {_duration(submission) or ''}".strip()),
-        ("run", submission.path),
-    ]
-    if progress:
-        shown = ("kimg", "total_kimg", "img_per_s", "workers", "restarts", "metric", "best", "last")
-        lines.append(("progress", ", ".join(f"{k} {_short(progress[k])}" for k in shown if progress[k] is not None)))
-    if submission.state == "failed" and submission.message:
-        lines.append(("why", submission.message.splitlines()[0]))
-    lines += [("commit", submission.git_sha), ("printed", last), ("dashboard", f"{cluster.url}/#/jobs/{submission.id}")]
-    typer.secho(submission.id, bold=True)
-    for name, text in lines:
-        if text:
-            typer.echo(f"  {name:<10}{text}")
-
-
 def logs(
     id_: IdArgument,
-    address: AddressOption = _HERE,
+    address: AddressOption = HERE,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
 ) -> None:
     """Print what a submitted run has printed. With --follow, the exit code is that of the run."""
-    cluster = _cluster(address)
+    cluster = connect(address)
     submission = cluster.find(id_)
     if follow:
         _follow(cluster, submission, address)
@@ -157,7 +124,7 @@ def logs(
 
 def stop(
     id_: IdArgument,
-    address: AddressOption = _HERE,
+    address: AddressOption = HERE,
     wait: Annotated[bool, typer.Option(help="Wait until the run has ended.")] = True,
 ) -> None:
     """Stop a submitted run in good order: its workers write a checkpoint first.
@@ -167,7 +134,7 @@ def stop(
     from bessemer.errors import RunError
     from bessemer.training.stopping import STOPPED_LINE
 
-    cluster = _cluster(address)
+    cluster = connect(address)
     submission = cluster.find(id_)
     if submission.over:
         typer.echo(f"{submission.id} has {submission.state} already", err=True)
@@ -188,7 +155,8 @@ def stop(
     typer.echo(f"{ended.id} has stopped; go on with: bessemer submit --resume {ended.run}{_where(address)}", err=True)
 
 
-def _cluster(address: str) -> Cluster:
+def connect(address: str) -> Cluster:
+    """The cluster at a dashboard's address."""
     import logging
 
     from bessemer.orchestration.submission import Cluster
@@ -198,7 +166,7 @@ def _cluster(address: str) -> Cluster:
 
 
 def _where(address: str) -> str:
-    return "" if address == _HERE else f" --address {address}"
+    return "" if address == HERE else f" --address {address}"
 
 
 def _follow(cluster: Cluster, submission: Submission, address: str) -> None:
@@ -219,10 +187,6 @@ def _follow(cluster: Cluster, submission: Submission, address: str) -> None:
     raise typer.Exit(codes.get(ended.state, ended.exit_code or 1))
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _duration(submission: Submission) -> str | None:
     import time
     from datetime import timedelta
@@ -230,22 +194,3 @@ def _duration(submission: Submission) -> str | None:
     if submission.submitted is None:
         return None
     return str(timedelta(seconds=round((submission.ended or time.time()) - submission.submitted)))
-
-
-def _last_line(cluster: Cluster, submission: Submission) -> str | None:
-    lines = [line for line in cluster.logs(submission).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else None
-
-
-def _progress(submission: Submission) -> dict[str, Any] | None:
-    """The run's row of `bessemer runs`, where its directory can be seen from this machine."""
-    from dataclasses import asdict
-
-    from bessemer.errors import RunError
-    from bessemer.tracking.runs import load_run
-    from bessemer.tracking.summary import summarise
-
-    try:
-        return asdict(summarise(load_run(submission.path)))
-    except RunError:
-        return None

@@ -12,8 +12,9 @@ from bessemer.cli.locate import run_directory
 if TYPE_CHECKING:
     from bessemer.orchestration.provenance import Provenance
     from bessemer.orchestration.run_directory import RunDirectory
+    from bessemer.spec.job import JobSpec
 
-__all__ = ["resume", "train", "train_run"]
+__all__ = ["resume", "say_where", "train", "train_run"]
 
 SubmissionOption = Annotated[
     Path | None,
@@ -49,6 +50,7 @@ def train(
     from bessemer.spec.load import load_job
 
     spec = with_absolute_paths(load_job(job, set_ or ()))
+    say_where(spec)
     preflight(spec, run_dir.parent if run_dir else runs)
     if dry_run:
         typer.echo(f"ok: {job} can be trained here with {spec.resources.workers} worker(s)")
@@ -77,10 +79,20 @@ def resume(
     from bessemer.stores.opening import is_url
 
     directory = fetch_run(run, runs) if is_url(run) else RunDirectory.open(run_directory(run))
+    say_where(directory.job())
     preflight(directory.job(), directory.runs_root)
     provenance = _provenance(submission)
     directory.add_provenance(provenance)
     train_run(directory, provenance)
+
+
+def say_where(job: JobSpec) -> None:
+    """Say it when a job is trained on a cluster: RAY_ADDRESS may have been set long ago."""
+    from bessemer.orchestration.preflight import cluster_address
+
+    if (address := cluster_address(job)) is not None:
+        source = "resources.address" if job.resources.address else "RAY_ADDRESS"
+        typer.echo(f"joins the Ray cluster at {address} ({source}); unset it to train on this machine alone", err=True)
 
 
 def _provenance(submission: Path | None) -> Provenance:

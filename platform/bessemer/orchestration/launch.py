@@ -1,4 +1,4 @@
-"""Runs a job on Ray: places the workers, replaces lost ones, mirrors the journal, reports the end."""
+"""Runs a job on Ray: joins or starts it, mirrors the journal, passes signals on, reports the end."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
-from bessemer.errors import BessemerError, MachineError, RunError, TrainingError
+from bessemer.errors import BessemerError, MachineError, RunError
+from bessemer.orchestration.attempts import train_in_attempts
+from bessemer.orchestration.failures import first_line
+from bessemer.orchestration.nodes import check_nodes
 from bessemer.orchestration.preflight import cluster_address
 from bessemer.orchestration.ray_evaluator import evaluator_beside
 from bessemer.orchestration.run_directory import RunDirectory
@@ -61,7 +63,7 @@ def ray_session(address: str | None, cpus: float) -> Iterator[None]:
                 ray.init(address=address, **common)
             except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as e:
                 raise MachineError(
-                    f"resources.address: no Ray cluster answers at {address} ({_first_line(e)}); check the address, "
+                    f"resources.address: no Ray cluster answers at {address} ({first_line(e)}); check the address, "
                     "RAY_AUTH_MODE and RAY_AUTH_TOKEN, or leave out the field and RAY_ADDRESS to start Ray on this "
                     "machine."
                 ) from None
@@ -72,18 +74,10 @@ def ray_session(address: str | None, cpus: float) -> Iterator[None]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _worker_loop(config: dict[str, Any]) -> None:
-    """What Ray runs in every worker process."""
-    from bessemer.orchestration.worker import run_worker
-
-    # An error ends the whole group. Where run_worker left it for the driver, the next group stops at once.
-    run_worker(Path(config["run"]))
-
-
 def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = None) -> None:
     """Train `run` to its end on Ray, from where it stands.
 
-    Lost workers are replaced up to `resources.max_failures` times; the new ones go on from the newest checkpoint.
+    Lost workers are replaced (:mod:`bessemer.orchestration.attempts`); the new ones go on from the newest checkpoint.
 
     Args:
         run: a new run, or one that was interrupted.
@@ -110,7 +104,10 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
                 _sigterm_stops(run),
                 evaluator_beside(run, job),
             ):
-                _fit(run, job)
+                if cluster_address(job) is not None:
+                    for note in check_nodes(run.path, job):
+                        run.journal.write("event", run.newest_nimg(), event="note", reason=note)
+                train_in_attempts(run, job)
                 if not _has_finished(run):
                     raise Stopped
             status = "FINISHED"
@@ -146,64 +143,6 @@ def _sigterm_stops(run: RunDirectory) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
-
-
-def _fit(run: RunDirectory, job: JobSpec) -> None:
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
-
-    resources = job.resources
-    per_worker = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        per_worker["GPU"] = resources.gpus_per_worker
-    trainer = TorchTrainer(
-        _worker_loop,
-        train_loop_config={"run": str(run.path)},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo", timeout_s=300),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=per_worker,
-        ),
-        run_config=ray.train.RunConfig(
-            # A name of its own for each launch: Ray would take an old name as a run to restore.
-            name=f"launch-{secrets.token_hex(4)}",
-            storage_path=str(run.path / "ray"),
-            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
-            callbacks=[_journal_restarts(run)],
-        ),
-    )
-    error: Exception | None = None
-    try:
-        trainer.fit()
-    except Exception as e:  # Ray wraps whatever ended the workers in classes of its own
-        error = e
-    if (left := run.error()) is not None:
-        raise TrainingError(left["message"]) from None
-    if error is not None:
-        raise TrainingError(
-            f"{run.path}: workers were lost {resources.max_failures + 1} times (resources.max_failures = "
-            f"{resources.max_failures}); the last error: {_first_line(error)}. Logs: {run.path / 'logs'}. "
-            f"Go on with: bessemer resume {run.path}"
-        ) from error
-
-
-def _journal_restarts(run: RunDirectory) -> Any:
-    """A Ray callback that writes each replacement of lost workers to the journal."""
-    from ray.train import UserCallback
-
-    class JournalRestarts(UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-            reasons = {str(rank): _first_line(e) for rank, e in worker_exceptions.items()}
-            run.journal.write("event", run.newest_nimg(), event="workers_lost", reasons=reasons)
-
-    return JournalRestarts()
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip()[:300] if lines else type(error).__name__
 
 
 def _start_mirror(run: RunDirectory, job: JobSpec) -> Any:

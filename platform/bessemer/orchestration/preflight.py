@@ -119,9 +119,27 @@ def _check_cluster(address: str) -> None:
             "its head (port 6379 unless it was chosen otherwise), or auto for the one that runs on this machine."
         )
     try:
-        socket.create_connection((match["host"].strip("[]"), int(match["port"])), _ANSWER_SECONDS).close()
+        with socket.create_connection((match["host"].strip("[]"), int(match["port"])), _ANSWER_SECONDS) as connection:
+            is_grpc = os.environ.get("RAY_USE_TLS") == "1" or _speaks_grpc(connection)
     except OSError as e:
         raise MachineError(
             f"resources.address or RAY_ADDRESS: nothing answers at {address} ({e.strerror or e}); check the address, "
             "or leave both out to start Ray on this machine."
         ) from None
+    if not is_grpc:
+        raise MachineError(
+            f"resources.address or RAY_ADDRESS: something listens at {address}, but it is no Ray cluster; give the "
+            "port that nodes join by, 6379 unless it was chosen otherwise (8265 is the dashboard, for submitting)."
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether an HTTP/2 server answers our preface with its settings (RFC 9113, section 3.4). Ray waits for minutes."""
+    connection.settimeout(_ANSWER_SECONDS)
+    empty_settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
+        frame = connection.recv(9, socket.MSG_WAITALL)
+    except OSError:
+        return False
+    return len(frame) == 9 and frame[3] == 4

@@ -62,7 +62,13 @@ def _check_room(job: JobSpec) -> None:
     import ray
 
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for kind, needed in (("CPU", job.cpus), ("GPU", job.gpus)):
+    resources = job.resources
+    spare = resources.workers - job.least_workers
+    for kind, all_, each in (
+        ("CPU", job.cpus, resources.cpus_per_worker),
+        ("GPU", job.gpus, resources.gpus_per_worker),
+    ):
+        needed = all_ - spare * each
         if needed > there.get(kind, 0):
             raise MachineError(
                 f"evaluation.beside: workers and evaluator need {needed:g} {kind}s together, and the cluster has "

@@ -230,3 +230,21 @@ class RunDirectory:
 
     def clear_stop(self) -> None:
         self.stop_file.unlink(missing_ok=True)
+
+    # The driver replaces the workers by more of them: the same, but not the end.
+
+    @property
+    def resize_file(self) -> Path:
+        return self.path / ".resize"
+
+    def request_resize(self) -> None:
+        """Ask the workers to write a checkpoint and make room for a larger group."""
+        self.resize_file.touch()
+
+    def clear_resize(self) -> None:
+        self.resize_file.unlink(missing_ok=True)
+
+    @property
+    def failures(self) -> Path:
+        """Directory where workers of the current attempt leave how they failed."""
+        return self.path / "logs" / "failures"

@@ -26,6 +26,7 @@ from bessemer.orchestration.dashboard import auth_headers, dashboard_url
 from bessemer.orchestration.provenance import Provenance
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import dump_job
+from bessemer.stores.opening import is_url
 
 __all__ = ["Cluster", "Submission", "SubmissionState", "check_before_sending"]
 
@@ -134,22 +135,32 @@ class Cluster:
         path = runs / run
         return self._send(run, str(path), 1, ["train", "job.yaml", "--run-dir", str(path)], job)
 
-    def resume(self, run: str) -> Submission:
-        """Go on with a run that was submitted before, or with the run directory `run`, an absolute path.
+    def resume(self, run: str, runs: Path) -> Submission:
+        """Go on with a run that was submitted before, with the run directory `run`, or with a run in a store.
+
+        Args:
+            run: its name, an absolute path, or the URL to which it was uploaded.
+            runs: directory that all nodes see, in which a run from a store gets its directory.
 
         Raises:
             RunError: there is no such run, or it is being trained.
         """
-        if Path(run).is_absolute():
+        command = ["resume", run]
+        if is_url(run):
+            name = run.rstrip("/").rpartition("/")[2]
+            path, command = str(runs / name), [*command, "--runs", str(runs)]
+            found = [s for s in self.submissions() if s.path == path]
+        elif Path(run).is_absolute():
             found = [s for s in self.submissions() if s.path == run]
             name, path = (found[0].run if found else Path(run).name), run
         else:
             name, path = (newest := self.find(run)).run, newest.path
+            command = ["resume", path]
             found = [s for s in self.submissions() if s.run == name]
         if busy := [s for s in found if not s.over]:
             raise RunError(f"{run}: is {busy[0].state} as {busy[0].id}; `bessemer stop {busy[0].id}` stops it.")
         number = max((s.number for s in found), default=1) + 1
-        return self._send(name, path, number, ["resume", path])
+        return self._send(name, path, number, command)
 
     def submissions(self) -> list[Submission]:
         """All submissions of Bessemer that the cluster remembers, newest first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ from bessemer.orchestration.backlog import Backlog
 from bessemer.orchestration.elsewhere import restore_run
 from bessemer.orchestration.evaluation import EvaluationBeside, EvaluationInTraining, Judge, held_out_images
 from bessemer.orchestration.export import ema_profile
+from bessemer.orchestration.failures import leave_failure
 from bessemer.orchestration.logs import log_to_file
 from bessemer.orchestration.preflight import with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
@@ -97,11 +99,15 @@ def run_worker(run_path: Path) -> bool:
     except BessemerError as e:
         run.leave_error(e)
         raise
+    except Exception as e:
+        _log.exception("this worker failed")
+        leave_failure(run.failures, int(os.environ.get("RANK", "0")), e)
+        raise
 
 
 def _train(run: RunDirectory) -> bool:
     job = run.job()
-    stop = StopRequest(run.stop_file)
+    stop = StopRequest(run.stop_file, run.resize_file)
     stop.listen()
     torch.set_num_threads(job.training.threads_per_worker)
     torch.backends.cudnn.deterministic = True
@@ -173,6 +179,8 @@ def _train(run: RunDirectory) -> bool:
         def undecided() -> list[int]:
             return [p.nimg for p in backlog.read()[-job.evaluation.backlog :]]
 
+        hosts = workers.gather(socket.gethostname())
+        write("event", 0, event="placed", hosts={host: hosts.count(host) for host in sorted(set(hosts))})
         parts = (run, job, system, workers, write, info)
         evaluation: EvaluationBeside | EvaluationInTraining = (
             EvaluationBeside(*parts)

@@ -292,6 +292,12 @@ class ResourcesSpec(_Section):
 
     workers: Annotated[int, Field(ge=1)] = 1
     """DeepSpeed workers; must divide the number of slices."""
+    min_workers: Annotated[int | None, Field(ge=1)] = None
+    """Fewest workers that the run goes on with while nodes are missing; unset waits until all are there again."""
+    wait_s: Annotated[float, Field(ge=0)] = 300.0
+    """Seconds that the run waits for nodes with room for its workers before it says what is missing and ends."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Workers on as few nodes as possible, or on as many."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPU cores that Ray reserves per worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
@@ -301,7 +307,7 @@ class ResourcesSpec(_Section):
     evaluator_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for the evaluator; 0 evaluates on the CPU."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Times that lost workers are replaced before the run gives up."""
+    """Times in a row, without a new checkpoint in between, that lost workers are replaced before the run gives up."""
     address: str | None = None
     """Address of a Ray cluster to join; unset takes RAY_ADDRESS, or starts one on this machine."""
 
@@ -341,6 +347,12 @@ class JobSpec(_Section):
         """GPUs that the run reserves."""
         evaluator = self.resources.evaluator_gpus if self.evaluation.beside else 0.0
         return self.resources.workers * self.resources.gpus_per_worker + evaluator
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which the run waits."""
+        least = self.resources.min_workers
+        return self.resources.workers if least is None else least
 
     @property
     def slices(self) -> int:

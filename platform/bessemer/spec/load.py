@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from bessemer.errors import SpecError
+from bessemer.spec.embedded_secrets import find_secrets
 from bessemer.spec.job import JobSpec
 
 __all__ = ["dump_job", "job_schema", "load_job"]
@@ -54,6 +55,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     path = Path(path)
     fields, lines = _read(path)
     overridden = [_apply(fields, override) for override in overrides]
+    _refuse_secrets(path, fields, lines, overridden)
     try:
         return JobSpec.model_validate(fields)
     except ValidationError as e:
@@ -135,6 +137,23 @@ def _place(
         if field[:end] in lines:
             return f"{path}:{lines[field[:end]]}"
     return str(path)
+
+
+def _refuse_secrets(
+    path: Path,
+    fields: dict[str, Any],
+    lines: Mapping[_FieldPath, int],
+    overridden: Sequence[tuple[_FieldPath, str]],
+) -> None:
+    """Before anything else, since other errors show the value that they are about."""
+    hidden = [(where, f"{'.'.join(where)}=...") for where, _ in overridden]
+    found = [
+        f"{_place(path, secret.field, lines, hidden)}: {'.'.join(secret.field)}: holds {secret.what}, and a job is "
+        f"copied to where others read it; {secret.fix}. If it was shared already, have it replaced."
+        for secret in find_secrets(fields)
+    ]
+    if found:
+        raise SpecError("\n".join(found))
 
 
 def _explain(error: ErrorDetails) -> list[tuple[_FieldPath, str]]:

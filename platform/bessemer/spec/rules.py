@@ -30,6 +30,7 @@ def check_job(job: JobSpec) -> None:
     rules = (
         _data_rules,
         _batch_rules,
+        _elastic_rules,
         _length_rules,
         _precision_rules,
         _offload_rules,
@@ -90,6 +91,28 @@ def _batch_rules(job: JobSpec) -> Iterator[str]:
             f"(training.batch_size {batch} / training.slice_size {piece}), and workers own whole slices; "
             f"set resources.workers to {_nearest(workers, _divisors(slices))}, "
             f"or training.batch_size to {_nearest(batch, _multiples(piece * workers, batch))}."
+        )
+
+
+def _elastic_rules(job: JobSpec) -> Iterator[str]:
+    most, least = job.resources.workers, job.resources.min_workers
+    if least is None or job.training.batch_size % job.training.slice_size:
+        return
+    if least > most:
+        yield (
+            f"resources.min_workers: {least} is more than resources.workers {most}; lower it, or remove it to train "
+            "with that many only."
+        )
+    elif job.slices % least:
+        allowed = [size for size in _divisors(job.slices) if size <= most]
+        yield (
+            f"resources.min_workers: {least} does not divide the {job.slices} slices of a batch, and workers own whole "
+            f"slices; set it to {_nearest(least, allowed)}."
+        )
+    elif least < most and job.training.batch_statistics == "workers":
+        yield (
+            f"resources.min_workers: {least} would change the run on the way, since training.batch_statistics: workers "
+            "makes it depend on the number of workers; remove the field, or set training.batch_statistics to slice."
         )
 
 

@@ -27,18 +27,18 @@ class StopRequest:
     """Whether this worker was asked to stop. Call it to find out: it costs nothing.
 
     Args:
-        file: stands for a request as soon as it exists.
+        files: each stands for a request as soon as it exists.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file, self._looked = file, 0.0
+    def __init__(self, *files: Path) -> None:
+        self._files, self._looked = files, 0.0
         self._asked = False
 
     def __call__(self) -> bool:
-        # The file may lie on a network: one look now and then.
-        if self._file is not None and not self._asked and time.monotonic() - self._looked > _LOOK_SECONDS:
+        # The files may lie on a network: one look now and then.
+        if self._files and not self._asked and time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
-            self._asked = self._file.exists()
+            self._asked = any(file.exists() for file in self._files)
         return self._asked
 
     def listen(self) -> None:

@@ -1,0 +1,214 @@
+"""What Ray costs a run, and how soon a run is going (again): beside torchrun, after a submission, after losses.
+
+BigGAN's `tiny32` preset on digits, workers of one thread. Goals: a step of `bessemer train` takes at most 1.02 of that
+of the same trainer under torchrun; after a killed worker the first resumed step ends within 15 s; a run that loses a
+host goes on with fewer workers within 25 s. From a submission to the end of the first step there is no goal, but a
+number. The host is a network namespace (`cluster/netns`): without root that line is missing. --quick is the first goal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from _common import Ratio, alternate, finish, parse_options, ratio, spread
+
+from bessemer.data.packing.pack import pack
+from bessemer.tracking.journal import Record, read_journal
+
+ROOT = Path(__file__).resolve().parent.parent
+NETNS = ROOT / "cluster" / "netns" / "hosts"
+WARM_UP = 6
+JOB = """
+name: cluster
+system: {{name: biggan, preset: tiny32}}
+data: {{path: {data}}}
+training: {{total_kimg: {kimg}, batch_size: {batch}, slice_size: {slice}, log_every_kimg: {step}, zero_stage: 1}}
+checkpoint: {{every_kimg: {every}}}
+evaluation: {{metrics: [], every_kimg: 1000, grid: 2}}
+tracking: {{mlflow: false}}
+resources: {{workers: {workers}, min_workers: {least}, placement: spread}}
+"""
+
+
+def write_job(
+    directory: Path, kimg: float, *, workers: int = 2, least: int = 2, batch: int = 32, slice_size: int = 16
+) -> Path:
+    """A job that logs every step and writes a checkpoint every tenth."""
+    path, step = directory / f"job-{kimg:g}-{workers}.yaml", batch / 1000
+    sizes = {"batch": batch, "slice": slice_size, "step": step, "every": 10 * step}
+    path.write_text(JOB.format(data=directory / "digits", kimg=kimg, workers=workers, least=least, **sizes))
+    return path
+
+
+def process(command: list[str], **more: str) -> subprocess.Popen[str]:
+    """A command of this installation, in the background."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **more}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def bessemer(*words: object, **more: str) -> subprocess.Popen[str]:
+    """Our command line."""
+    return process([sys.executable, "-m", "bessemer.cli", *map(str, words)], **more)
+
+
+def torchrun(*words: object) -> subprocess.Popen[str]:
+    """The same trainer without Ray."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return process([*command, "-m", "bessemer.orchestration.worker", *map(str, words)])
+
+
+def ended(running: subprocess.Popen[str], seconds: float = 300) -> str:
+    """What a process printed, after it has ended well."""
+    output, _ = running.communicate(timeout=seconds)
+    if running.returncode:
+        raise RuntimeError(output)
+    return output
+
+
+def steps(run: Path) -> list[Record]:
+    """A record per step, as the journal has them, superseded ones left out."""
+    return [record for record in read_journal(run / "journal.jsonl") if record["kind"] == "metrics"]
+
+
+def await_that(check: Callable[[], bool], running: subprocess.Popen[str] | None = None, seconds: float = 240) -> None:
+    """Wait until `check` holds."""
+    end = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > end or (running is not None and running.poll() is not None):
+            raise RuntimeError(running.communicate()[0] if running is not None else f"waited {seconds} s in vain")
+        time.sleep(0.05)
+
+
+def step_seconds(run: Path) -> float:
+    """Median time of a step, the first ones left out."""
+    times = [record["time"] for record in steps(run)][WARM_UP:]
+    return statistics.median(after - before for before, after in pairwise(times))
+
+
+def overhead(directory: Path, rounds: int, kimg: float) -> dict[str, list[float]]:
+    """Seconds per step under Ray and under torchrun."""
+    job = write_job(directory, kimg)
+    count = 0
+
+    def under(start: Callable[[Path], subprocess.Popen[str]]) -> Callable[[], float]:
+        def measure() -> float:
+            nonlocal count
+            count += 1
+            run = directory / f"overhead-{count}"
+            ended(start(run))
+            return step_seconds(run)
+
+        return measure
+
+    return alternate(
+        {
+            "ray": under(lambda run: bessemer("train", job, "--run-dir", run)),
+            "torchrun": under(lambda run: torchrun(job, "--run-dir", run)),
+        },
+        rounds,
+        warm_up=0,
+    )
+
+
+def resumed_after(run: Path, moment: float, already: int) -> Callable[[], bool]:
+    """Whether a step has ended after the run went on once more."""
+
+    def check() -> bool:
+        resumed = [r["time"] for r in read_journal(run / "journal.jsonl") if r.get("event") == "resumed"][already:]
+        return bool(resumed) and steps(run)[-1]["time"] > max(resumed[0], moment)
+
+    return check
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """What could be resumed from."""
+    return sorted(run.glob("checkpoints/kimg-*/manifest.json"))
+
+
+def killed_worker(directory: Path, number: int) -> float:
+    """Seconds from kill -9 of a worker to the end of the first resumed step."""
+    run = directory / f"killed-{number}"
+    running = bessemer("train", write_job(directory, 100), "--run-dir", run)
+    try:
+        await_that(lambda: bool(checkpoints(run)), running)
+        pid = int(re.findall(r"worker 1 of 2, process (\d+)", (run / "logs" / "worker-1.log").read_text())[-1])
+        killed = time.time()
+        os.kill(pid, signal.SIGKILL)
+        await_that(resumed_after(run, killed, 0), running)
+        return float(steps(run)[-1]["time"] - killed)
+    finally:
+        running.send_signal(signal.SIGTERM)  # a checkpoint, then the end
+        running.communicate(timeout=120)
+
+
+@contextlib.contextmanager
+def network_hosts() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """A head and two workers in network namespaces; yields how to call the script."""
+    name = {"BESSEMER_NETNS": f"bench{os.getpid() % 1000}"}
+
+    def script(*words: object) -> subprocess.Popen[str]:
+        return process([sys.executable, str(NETNS), *map(str, words)], **name)
+
+    try:
+        ended(script("up"))
+        yield script
+    finally:
+        ended(script("down"))
+
+
+def on_hosts(directory: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds from a submission to the end of its first step, and from a host's death to the first step without it."""
+    first: list[float] = []
+    lost: list[float] = []
+    with network_hosts() as script:
+        env = dict(re.findall(r"(\w+)=(\S+)", ended(script("env"))))
+        job = write_job(directory, 100, workers=3, least=2, batch=48, slice_size=8)
+        for _ in range(rounds):
+            sent = time.time()
+            run = directory / ended(bessemer("submit", job, "--runs", directory, **env)).splitlines()[1]
+            await_that(lambda run=run: bool(run.exists() and steps(run)))  # type: ignore[misc]
+            first.append(steps(run)[0]["time"] - sent)
+            await_that(lambda run=run: bool(checkpoints(run)))  # type: ignore[misc]
+            killed = time.time()
+            ended(script("kill", "worker-2"))
+            await_that(resumed_after(run, killed, 0))
+            lost.append(steps(run)[-1]["time"] - killed)
+            ended(bessemer("stop", run.name, **env))
+            ended(script("start", "worker-2"))
+    return {"submit_to_first_step": first, "lost_host": lost}
+
+
+def main() -> int:
+    """Measure, print, and return the exit code."""
+    options = parse_options(__doc__)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as place:
+        directory = Path(place)
+        pack("digits", directory / "digits", size=32, mode="RGB", limit=20)
+        seconds = overhead(directory, 1 if options.quick else 3, 0.48 if options.quick else 1.6)
+        found = [ratio("step_to_torchrun", seconds["ray"], seconds["torchrun"], goal=1.02)]
+        if not options.quick:
+            killed = [killed_worker(directory, number) for number in range(3)]
+            seconds |= {"killed_worker": killed}
+            found.append(Ratio("killed_worker_s", statistics.median(killed), 15.0, spread(killed), len(killed)))
+            if os.geteuid() == 0:
+                seconds |= (hosts := on_hosts(directory, 2))
+                lost, first = hosts["lost_host"], hosts["submit_to_first_step"]
+                found.append(Ratio("lost_host_s", statistics.median(lost), 25.0, spread(lost), len(lost)))
+                found.append(Ratio("submit_to_first_step_s", statistics.median(first), None, spread(first), len(first)))
+        return finish(found, {"seconds": seconds}, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

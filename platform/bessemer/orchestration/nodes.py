@@ -1,0 +1,166 @@
+"""Asks every node of a cluster, before a run starts, whether it could take a worker: disk, versions, clock, address."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import platform
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from bessemer.errors import MachineError
+from bessemer.spec.job import JobSpec
+from bessemer.stores.opening import is_remote
+
+__all__ = ["Answer", "check_nodes", "judge"]
+
+_SECONDS = 60.0
+_SKEW_SECONDS = 5.0
+_PACKAGES = ("torch", "deepspeed", "ray", "numpy")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node says of itself."""
+
+    host: str
+    time: float
+    """Unix seconds, by its own clock."""
+    versions: Mapping[str, str]
+    missing: tuple[str, ...]
+    """Paths, of those asked about, that are not there."""
+    unwritable: str | None
+    """Why the run directory cannot be written."""
+    loopback: str | None
+    """Address that its own name stands for, where nobody else reaches it."""
+
+
+def _answer(run: str, nonce: str, paths: tuple[str, ...]) -> Answer:
+    """What Ray runs on every node."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "missing"
+    missing = tuple(path for path in (f"{run}/{nonce}", *paths) if not Path(path).exists())
+    unwritable = None
+    if not missing:
+        try:
+            mine = Path(run) / f"{nonce}-{uuid.uuid4().hex}"
+            mine.touch()
+            mine.unlink()
+        except OSError as e:
+            unwritable = str(e.strerror)
+    host, loopback = socket.gethostname(), None
+    try:
+        address = "" if os.environ.get("GLOO_SOCKET_IFNAME") else socket.gethostbyname(host)
+        loopback = address if address and ipaddress.ip_address(address).is_loopback else None
+    except OSError:
+        pass  # gloo asks for the addresses of the interfaces then
+    return Answer(host, time.time(), versions, missing, unwritable, loopback)
+
+
+def check_nodes(run: Path, job: JobSpec) -> list[str]:
+    """Ask every node that could hold a worker. This process has joined the cluster.
+
+    Returns:
+        What a person should know, although the run can start.
+
+    Raises:
+        MachineError: names the nodes, what is wrong there, and the fix.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    needs = {"CPU": job.resources.cpus_per_worker, "GPU": job.resources.gpus_per_worker}
+    nodes = [
+        node
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and all(node["Resources"].get(kind, 0.0) >= need for kind, need in needs.items() if need)
+    ]
+    nonce = f".probe-{uuid.uuid4().hex}"
+    local = (job.data.path, job.evaluation.held_out)
+    paths = tuple(path for path in local if path is not None and not is_remote(path))
+    (run / nonce).touch()
+    try:
+        asked = {
+            ray.remote(num_cpus=0, max_retries=0)(_answer)
+            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            .remote(str(run), nonce, paths): node["NodeManagerHostname"]
+            for node in nodes
+        }
+        began = time.time()
+        done, silent = ray.wait(list(asked), num_returns=max(1, len(asked)), timeout=_SECONDS) if asked else ([], [])
+        ended = time.time()
+        answers, notes = [], []
+        for future in done:
+            try:
+                answers.append(ray.get(future))
+            except Exception as e:
+                silent.append(future)
+                notes.append(f"node {asked[future]} failed to answer: {type(e).__name__}")
+        notes += [f"node {asked[future]} did not answer in {_SECONDS:g} s" for future in silent if future not in done]
+    finally:
+        (run / nonce).unlink()
+    return notes + judge(answers, run, nonce, (began, ended), gloo=not job.resources.gpus_per_worker)
+
+
+def judge(answers: list[Answer], run: Path, nonce: str, asked: tuple[float, float], *, gloo: bool) -> list[str]:
+    """What the nodes' answers mean.
+
+    Args:
+        answers: of the nodes.
+        run: the run directory.
+        nonce: the file in it that all nodes must see.
+        asked: between when and when, by our clock, they answered.
+        gloo: whether workers find each other by host name.
+
+    Returns:
+        Notes.
+
+    Raises:
+        MachineError: the run cannot start there.
+    """
+    wrong: list[str] = []
+
+    def complain(what: str, hosts: list[str], fix: str) -> None:
+        if hosts:
+            wrong.append(f"{what} on {', '.join(sorted(hosts))}; {fix}")
+
+    blind = [a.host for a in answers if f"{run}/{nonce}" in a.missing]
+    complain(
+        f"run directory {run}: is not the same", blind, "put --runs on storage that all nodes mount at the same path."
+    )
+    for path in sorted({path for a in answers for path in a.missing} - {f"{run}/{nonce}"}):
+        hosts = [a.host for a in answers if path in a.missing and a.host not in blind]
+        complain(f"data {path}: is not there", hosts, "put it where all nodes see it, or into an object store.")
+    for reason in sorted({a.unwritable for a in answers if a.unwritable}):
+        hosts = [a.host for a in answers if a.unwritable == reason]
+        complain(f"run directory {run}: cannot be written ({reason})", hosts, "make it writable for Ray's user there.")
+    for package in sorted({package for a in answers for package in a.versions}):
+        by_version: dict[str, list[str]] = {}
+        for a in answers:
+            by_version.setdefault(a.versions[package], []).append(a.host)
+        if len(by_version) > 1:
+            shown = ", ".join(f"{v} on {' and '.join(sorted(hosts))}" for v, hosts in sorted(by_version.items()))
+            wrong.append(f"{package}: nodes have different versions, {shown}; use one image for all nodes.")
+    if gloo and len(answers) > 1:
+        complain(
+            "host name: stands for a loopback address, where other nodes do not reach it,",
+            [a.host for a in answers if a.loopback],
+            "set GLOO_SOCKET_IFNAME to the network interface on all nodes, or mend /etc/hosts.",
+        )
+    if wrong:
+        raise MachineError("\n".join(wrong))
+    skews = {a.host: max(asked[0] - a.time, a.time - asked[1]) for a in answers}
+    return [
+        f"the clock of node {host} is off by {skew:.0f} s or more; times in the journal will be, too (nothing else)"
+        for host, skew in sorted(skews.items())
+        if skew > _SKEW_SECONDS
+    ]

@@ -1,0 +1,124 @@
+"""Attempts: room is waited for but not for ever, and an error of the code ends a run with its traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bessemer
+from bessemer.data.packing.pack import pack
+from bessemer.orchestration.failures import Failure, clear_failures, leave_failure, read_failure
+from bessemer.tracking.journal import read_journal
+
+JOB = """
+name: attempts
+system: {name: broken, preset: tiny32}
+data: {path: DATA}
+training: {total_kimg: 0.64, batch_size: 16, slice_size: 8, log_every_kimg: 0.016}
+checkpoint: {every_kimg: 0.016}
+evaluation: {metrics: [], grid: 2}
+tracking: {mlflow: false}
+resources: {workers: 2, cpus_per_worker: 0.5}
+"""
+BROKEN = '''
+import os
+from bessemer.systems.adversarial.biggan import BigGAN
+
+class Broken(BigGAN):
+    """A system with a mistake that one worker meets, always at the same point."""
+
+    name = "broken"
+
+    def after_iteration(self, clock):
+        super().after_iteration(clock)
+        if clock.nimg >= 64 and os.environ["RANK"] == "1":
+            self.no_such_thing(clock)
+'''
+
+
+# What failures say.
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as e:
+        return e
+
+
+def test_the_worker_whose_code_failed_is_the_cause(tmp_path: Path) -> None:
+    """The others only see that a connection is gone; the last to see it comes first by rank."""
+    import torch.distributed as dist
+
+    leave_failure(tmp_path, 0, raised(dist.DistBackendError("NCCL communicator was aborted")))
+    leave_failure(tmp_path, 2, raised(KeyError("latent")))
+    failure = read_failure(tmp_path, RuntimeError("whatever Ray says"))
+    assert failure.worker == 2
+    assert failure.line == "worker 2: KeyError: 'latent'"
+    assert 'raised(KeyError("latent"))' not in failure.traceback.splitlines()[0]
+    assert "KeyError: 'latent'" in failure.traceback
+    assert failure.is_same_as(read_failure(tmp_path, RuntimeError("another time")))
+    clear_failures(tmp_path)
+    leave_failure(tmp_path, 2, raised(ValueError("latent")))
+    assert not failure.is_same_as(read_failure(tmp_path, RuntimeError("another error")))
+
+
+def test_lost_workers_are_nobody_s_mistake(tmp_path: Path) -> None:
+    """Twice the same loss is no deterministic error: it may be tried again."""
+
+    from ray.train import WorkerGroupError
+
+    died = RuntimeError("The actor died unexpectedly\nbecause of this and that")
+    failure = read_failure(tmp_path, WorkerGroupError("what Ray says", {1: died}))
+    assert failure == Failure({"1": "The actor died unexpectedly"})
+    assert not failure.is_same_as(failure)
+
+
+# With a real Ray.
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("attempts")
+    pack("digits", root / "digits", size=32, mode="RGB", limit=10)
+    path = root / "job.yaml"
+    path.write_text(JOB.replace("DATA", str(root / "digits")))
+    return path
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_room_is_what_others_leave(job: Path) -> None:
+    command = [sys.executable, "-m", "tests.orchestration.room_work", str(job)]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.endswith("room ok\n"), done.stderr
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_an_error_of_the_code_ends_the_run_with_its_traceback(job: Path, tmp_path: Path) -> None:
+    """A package with a broken system: the run stops after the second time, long before max_failures."""
+    package = tmp_path / "package" / "bessemer"
+    shutil.copytree(Path(bessemer.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "systems" / "adversarial" / "broken.py").write_text(BROKEN)
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "bessemer.cli", "train", str(job), "--run-dir", str(run)]
+    command += ["--set", "resources.max_failures=50"]
+    env = {**os.environ, "PYTHONPATH": str(package.parent)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "the same error ended the workers twice without progress: worker 1: AttributeError: " in done.stderr
+    assert "self.no_such_thing(clock)" in done.stderr, "the traceback is missing"
+    records = read_journal(run / "journal.jsonl")
+    assert [r["event"] for r in records if r.get("event") in ("workers_lost", "failed")] == [
+        "workers_lost",
+        "workers_lost",
+        "failed",
+    ]
+    assert "no_such_thing" in (run / "logs" / "worker-1.log").read_text()
