@@ -68,6 +68,25 @@ def test_the_worker_whose_code_failed_is_the_cause(tmp_path: Path) -> None:
     assert not failure.is_same_as(read_failure(tmp_path, RuntimeError("another error")))
 
 
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.77.0.11]:33821"
+
+
+@pytest.mark.parametrize(
+    ("error", "noticed"),
+    [
+        (RuntimeError(GLOO), True),
+        (RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:2309, unhandled system error"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("connection closed"), False),
+        (FileNotFoundError(2, "No such file or directory", "/data/x"), False),
+    ],
+)
+def test_who_only_noticed_that_another_is_gone(tmp_path: Path, error: Exception, noticed: bool) -> None:
+    leave_failure(tmp_path, 1, raised(error))
+    assert (read_failure(tmp_path, RuntimeError("x")).worker is None) == noticed
+
+
 def test_lost_workers_are_nobody_s_mistake(tmp_path: Path) -> None:
     """Twice the same loss is no deterministic error: it may be tried again."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Any
 
 __all__ = ["Failure", "clear_failures", "leave_failure", "read_failure"]
 
-_BROKEN_CONNECTIONS = ("DistBackendError", "DistNetworkError", "DistStoreError", "torch.distributed")
-_BROKEN_WORDS = ("gloo", "nccl", "connection", "broken pipe", "timed out", "timeout", "store")
+_BROKEN_CONNECTIONS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_BROKEN_WORDS = re.compile(
+    r"gloo[/.]|\bNCCL\b|connection (?:closed|reset|refused)|broken pipe|socket timeout", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -91,5 +94,4 @@ def _noticed_others(error: Exception) -> bool:
     """Whether this is what a worker sees when another one is gone: a collective call that fails."""
     if type(error).__name__ in _BROKEN_CONNECTIONS:
         return True
-    inside = any("distributed" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
-    return isinstance(error, RuntimeError) and inside and any(word in str(error).lower() for word in _BROKEN_WORDS)
+    return isinstance(error, (RuntimeError, OSError)) and _BROKEN_WORDS.search(str(error)) is not None
