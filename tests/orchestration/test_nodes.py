@@ -47,6 +47,7 @@ def test_what_is_wrong_is_named_with_the_node(other: dict[str, object], message:
 def test_loopback_is_fine_alone_and_with_nccl() -> None:
     alone = replace(GOOD, loopback="127.0.1.1")
     assert judged(alone) == []
+    assert judged(alone, alone) == [], "several nodes on one machine"
     assert judged(alone, replace(GOOD, host="b"), gloo=False) == []
 
 

@@ -31,6 +31,8 @@ _RAY_SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     # A machine that gives no sign; our own workers notice that in a third of this, unless all of them hang.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    # Ours acts on warnings; another process per attempt would only make it start later.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _LOOK_SECONDS = 2.0
 
