@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -76,6 +77,9 @@ def test_a_run_over_the_network_ends_as_a_local_one(hosts: Hosts, job: Path, tmp
     name = hosts.bessemer("submit", job, "--runs", tmp_path / "first", *upload).splitlines()[1]
     run = tmp_path / "first" / name
     wait_for_images(run, 96, hosts)
+    shown = hosts.bessemer("status", name)
+    assert re.search(r"workers +3 on head \(1\), worker-1 \(1\), worker-2 \(1\)", shown), shown
+    assert f"/#/jobs/{name}" in shown
     assert "go on with: bessemer submit --resume" in hosts.bessemer("stop", name)
     at = next(r["nimg"] for r in read_journal(run / "journal.jsonl") if r.get("event") == "preempted")
     assert 96 <= at < 600
@@ -83,7 +87,8 @@ def test_a_run_over_the_network_ends_as_a_local_one(hosts: Hosts, job: Path, tmp
     run = tmp_path / "second" / name
     output = hosts.bessemer("submit", "--resume", f"{store}/{name}", "--runs", run.parent, "--follow")
     assert f"finished: {run}" in output, output
-    assert [r["nimg"] for r in read_journal(run / "journal.jsonl") if r.get("event") == "resumed"] == [at]
+    assert resumptions(run) == [(3, at)]
+    assert hosts.bessemer("status", name, "--watch").splitlines()[-1].split()[1:3] == ["finished", "0.6/0.6"]
     logs = [(run / "logs" / f"worker-{rank}.log").read_text() for rank in range(3)]
     assert all("of 3, process" in log for log in logs)
 

@@ -60,8 +60,7 @@ def _look_at(run: str, address: str) -> Callable[[], dict[str, Any]]:
         if Path(run).is_absolute():
             raise
         cluster = connect(address)
-        name = cluster.find(run).id  # says so at once if there is none
-        return lambda: _of_submission(cluster, cluster.find(name if name.count(".") else run))
+        return lambda: _of_submission(cluster, cluster.find(run))
     return lambda: _facts(directory)
 
 
