@@ -47,6 +47,8 @@ class Hosts:
     def __init__(self) -> None:
         self._env = {**os.environ, "BESSEMER_NETNS": f"bsm{secrets.token_hex(2)}"}
         self._env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        # A busy machine must not take a slow host for a dead one.
+        self._env["RAY_health_check_timeout_ms"] = "3000"
         # The package travels with the submission; what the hosts have installed must not be used.
         self._env.pop("PYTHONPATH", None)
         self.directory = Path("/tmp") / self._env["BESSEMER_NETNS"]
