@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the tables of docs/jobs.md from the JSON Schema of job files; a test holds that they are up to date."""
+"""Write the tables of docs/jobs.md and docs/search.md from the JSON Schemas of their files; tests check them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.spec.load import job_schema
+from bessemer.spec.search_load import search_schema
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "jobs.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+JOBS, SEARCHES = DOCS / "jobs.md", DOCS / "search.md"
 START, END = "<!-- fields: written by scripts/document_jobs.py -->", "<!-- end of fields -->"
 WORDS = {
     "integer": "whole number",
@@ -17,6 +19,11 @@ WORDS = {
     "string": "text",
     "boolean": "true or false",
     "null": "null",
+}
+OBJECTS = {
+    "OptimizerSpec": "settings of each network, by its name",
+    "DimensionSpec": "choices or a range for each field",
+    "True": "fields, by their names",
 }
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -29,11 +36,13 @@ def kind(facts: dict[str, Any]) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in facts.get("enum", [facts.get("const")]))
     if "$ref" in facts:
         return "section " + facts["$ref"].rpartition("/")[2].removesuffix("Spec")
-    if facts.get("type") == "array":
-        inner = facts.get("items") or facts["prefixItems"][0]
+    if "type" not in facts:
+        return "anything"
+    if facts["type"] == "array":
+        inner = facts.get("items") or facts.get("prefixItems", [{}])[0]
         return f"list of {facts['maxItems']} {kind(inner)}s" if "maxItems" in facts else f"list of {kind(inner)}"
     if facts.get("type") == "object":
-        return "settings of each network, by its name" if "$ref" in str(facts) else "fields of the system"
+        return next((words for part, words in OBJECTS.items() if part in str(facts)), "lists of values, by field")
     limits = [f"{sign} {facts[key]:g}" for key, sign in BOUNDS.items() if key in facts and facts[key] < 2**62]
     return f"{WORDS[facts['type']]} {', '.join(limits)}".strip()
 
@@ -53,16 +62,15 @@ def table(section: dict[str, Any], prefix: str) -> list[str]:
     return rows
 
 
-def fields() -> str:
-    """All tables: the job itself, then its sections in the order of the schema."""
-    schema = job_schema()
+def fields(schema: dict[str, Any], what: str) -> str:
+    """All tables: the file itself, then its sections in the order of the schema."""
     sections = {
         name: schema["$defs"][facts["$ref"].rpartition("/")[2]]
         for name, facts in schema["properties"].items()
         if "$ref" in facts
     }
     top = {**schema, "properties": {k: v for k, v in schema["properties"].items() if k not in sections}}
-    lines = ["### The job", "", *table(top, "")]
+    lines = [f"### The {what}", "", *table(top, "")]
     for name, section in sections.items():
         lines += ["", f"### `{name}`", "", section["description"], "", *table(section, f"{name}.")]
         for field, facts in section["properties"].items():
@@ -73,15 +81,20 @@ def fields() -> str:
         if name == "training":
             optimizer = schema["$defs"]["OptimizerSpec"]
             lines += ["", optimizer["description"], "", *table(optimizer, "training.optimizers.NETWORK.")]
+    if "DimensionSpec" in schema["$defs"]:
+        dimension = schema["$defs"]["DimensionSpec"]
+        lines += ["", "### `space`", "", dimension["description"], "", *table(dimension, "space.FIELD.")]
     return "\n".join(lines)
 
 
-def with_fields(page: str) -> str:
+def with_fields(page: str, what: str = "job") -> str:
     """The page with its tables renewed."""
     before, _, rest = page.partition(START)
     _, _, after = rest.partition(END)
-    return f"{before}{START}\n\n{fields()}\n\n{END}{after}"
+    schema = job_schema() if what == "job" else search_schema()
+    return f"{before}{START}\n\n{fields(schema, what)}\n\n{END}{after}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_fields(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, what in ((JOBS, "job"), (SEARCHES, "search")):
+        path.write_text(with_fields(path.read_text(encoding="utf-8"), what), encoding="utf-8")

@@ -42,6 +42,7 @@ VERBS = [
     "runs",
     "sample",
     "schema",
+    "search",
     "status",
     "stop",
     "submit",
@@ -59,6 +60,8 @@ HELP = [
     ["ema", "reconstruct"],
     ["extractors", "get"],
     ["extractors", "list"],
+    ["search", "run"],
+    ["search", "status"],
     ["systems", "list"],
     ["systems", "show"],
 ]

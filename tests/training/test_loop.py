@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bessemer.systems.contract import Clock
 from bessemer.training.checkpoint_files import kimg_name
-from bessemer.training.loop import crossed, owned_slices
+from bessemer.training.loop import owned_slices
 from bessemer.training.rng import derive_seed, generator
 
 
@@ -23,7 +24,7 @@ def test_every_slice_has_one_owner(slices: int, size: int) -> None:
 
 @given(every=st.integers(1, 50), batch=st.integers(1, 4000), steps=st.integers(1, 60))
 def test_each_multiple_is_crossed_once(every: int, batch: int, steps: int) -> None:
-    hits = [crossed(every, k * batch, (k + 1) * batch) for k in range(steps)]
+    hits = [Clock((k + 1) * batch, k + 1).crossed(every, Clock(k * batch, k)) for k in range(steps)]
     passed = steps * batch // (every * 1000)
     assert sum(hits) == min(passed, len({(m * every * 1000 - 1) // batch for m in range(1, passed + 1)}))
 

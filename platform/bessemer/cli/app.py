@@ -25,6 +25,7 @@ from bessemer.cli import (
     runs,
     sample,
     schema,
+    search,
     status,
     submit,
     systems,
@@ -88,6 +89,7 @@ app.add_typer(checkpoint.app, name="checkpoint", short_help="List, verify and ex
 app.add_typer(data.app, name="data", short_help="Make the data sets that jobs read.")
 app.add_typer(ema.app, name="ema", short_help="Make averages of the weights, of any width.")
 app.add_typer(extractors.app, name="extractors", short_help="Show the extractors of metrics; fetch their weights.")
+app.add_typer(search.app, name="search", short_help="Search for hyper-parameters.")
 app.add_typer(systems.app, name="systems", short_help="Show what can be trained.")
 
 

@@ -82,10 +82,14 @@ def check_job(job: JobSpec) -> System:
     return system
 
 
-def run_worker(run_path: Path) -> bool:
+def run_worker(run_path: Path, until_kimg: float = float("inf")) -> bool:
     """Train the run as one of the workers that the environment describes, from its newest checkpoint to its end.
 
     A mistake that a person must fix is left in the run directory before it is raised, so that nobody tries again.
+
+    Args:
+        run_path: directory of the run.
+        until_kimg: stop here already, with an evaluation and a checkpoint; another call goes on.
 
     Returns:
         False if the workers were asked to stop before the end, by SIGTERM or by :meth:`RunDirectory.request_stop`.
@@ -95,7 +99,7 @@ def run_worker(run_path: Path) -> bool:
     if run.error() is not None:
         return True
     try:
-        return _train(run)
+        return _train(run, until_kimg)
     except BessemerError as e:
         run.leave_error(e)
         raise
@@ -105,7 +109,7 @@ def run_worker(run_path: Path) -> bool:
         raise
 
 
-def _train(run: RunDirectory) -> bool:
+def _train(run: RunDirectory, until_kimg: float) -> bool:
     job = run.job()
     stop = StopRequest(run.stop_file, run.resize_file)
     stop.listen()
@@ -206,9 +210,9 @@ def _train(run: RunDirectory) -> bool:
             begun = any(r["kind"] != "event" for r in read_journal(journal.path))
             if not trainer.resume() and begun:
                 write("event", 0, event="resumed", checkpoint=None, workers=workers.size)
-            finished = trainer.run()
+            finished = trainer.run(until_kimg)
             evaluation.finish()
-            if finished:
+            if finished and until_kimg >= job.training.total_kimg:
                 write("event", trainer.clock.nimg, event="finished", workers=workers.size)
             return finished
         finally:

@@ -19,9 +19,12 @@ __all__ = [
     "GuardsSpec",
     "JobSpec",
     "LrScheduleSpec",
+    "Name",
     "OptimizerSpec",
+    "PositiveKimg",
     "ResourcesSpec",
     "SaturationSpec",
+    "Section",
     "SpectralSpec",
     "SystemSpec",
     "TrackingSpec",
@@ -32,13 +35,13 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 PositiveKimg = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    """A part of the job: immutable, unknown fields refused, field docstrings become descriptions."""
+class Section(BaseModel):
+    """A part of a spec: immutable, unknown fields refused, field docstrings become descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
-class SystemSpec(_Section):
+class SystemSpec(Section):
     """Which generative system is trained, and with which numbers."""
 
     name: Name
@@ -49,7 +52,7 @@ class SystemSpec(_Section):
     """Fields of the system's configuration that differ from the preset."""
 
 
-class DataSpec(_Section):
+class DataSpec(Section):
     """Which packed data set is read, and how."""
 
     path: str
@@ -75,7 +78,7 @@ class DataSpec(_Section):
     Whoever writes the job can then run anything."""
 
 
-class OptimizerSpec(_Section):
+class OptimizerSpec(Section):
     """Overrides of the system's own optimizer settings for one network; unset fields keep them."""
 
     name: Literal["adam", "adamax", "rmsprop", "sgd", "lamb", "lars"] | None = None
@@ -94,7 +97,7 @@ class OptimizerSpec(_Section):
     """LARS's trust coefficient."""
 
 
-class LrScheduleSpec(_Section):
+class LrScheduleSpec(Section):
     """How the learning rates of all networks move on the image clock."""
 
     warmup_kimg: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -105,7 +108,7 @@ class LrScheduleSpec(_Section):
     """Share of the full learning rate that is left at the end of the decay."""
 
 
-class TrainingSpec(_Section):
+class TrainingSpec(Section):
     """Batch, length, precision and sharding."""
 
     total_kimg: PositiveKimg
@@ -149,7 +152,7 @@ class TrainingSpec(_Section):
     """Distance between two lines of metrics in the journal."""
 
 
-class EmaSpec(_Section):
+class EmaSpec(Section):
     """Moving averages of the weights. Samples and evaluations are drawn from an exponential one."""
 
     half_life_kimg: PositiveKimg = 10.0
@@ -167,7 +170,7 @@ class EmaSpec(_Section):
 Action = Literal["warn", "rollback", "stop"]
 
 
-class SaturationSpec(_Section):
+class SaturationSpec(Section):
     """The discriminator wins: scores of real and generated images lie apart, and its loss is at its floor."""
 
     scores_apart: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
@@ -180,7 +183,7 @@ class SaturationSpec(_Section):
     """Write an event, go back to a checkpoint from before it began, or stop."""
 
 
-class DiversitySpec(_Section):
+class DiversitySpec(Section):
     """Generated images of one class are nearly alike, by the distance of pixels."""
 
     least: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -191,7 +194,7 @@ class DiversitySpec(_Section):
     """Write an event, go back to a checkpoint from before it began, or stop."""
 
 
-class SpectralSpec(_Section):
+class SpectralSpec(Section):
     """The largest singular value of a weight grows fast."""
 
     growth: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 10.0
@@ -202,7 +205,7 @@ class SpectralSpec(_Section):
     """Write an event, go back to a checkpoint from before it began, or stop."""
 
 
-class GuardsSpec(_Section):
+class GuardsSpec(Section):
     """What happens when the numbers of a run go wrong."""
 
     max_skips: Annotated[int, Field(ge=0)] = 3
@@ -224,7 +227,7 @@ class GuardsSpec(_Section):
     """See below; null for never."""
 
 
-class CheckpointSpec(_Section):
+class CheckpointSpec(Section):
     """When a state to resume from is written."""
 
     every_kimg: PositiveKimg = 50.0
@@ -244,13 +247,15 @@ class CheckpointSpec(_Section):
     """Seconds that a run waits for its last upload when it was asked to stop."""
 
 
-class EvaluationSpec(_Section):
+class EvaluationSpec(Section):
     """Metrics during training. A metric's name holds its feature extractor."""
 
     metrics: tuple[str, ...] = ()
     """Names such as `kid_efflite0`, `fd_efflite0`, `fid` or `bits_per_dim`; `bessemer evaluate --help` lists them."""
     every_kimg: PositiveKimg = 50.0
-    """Distance between two evaluations; the untrained and the final generator are always evaluated."""
+    """Distance between two evaluations; the final generator is always evaluated."""
+    untrained: bool = True
+    """Evaluate the untrained generator too."""
     samples: Annotated[int, Field(ge=2)] = 10_000
     """Generated images per evaluation; the reference takes as many real ones, or all where there are fewer. So do
     likelihoods."""
@@ -276,7 +281,7 @@ class EvaluationSpec(_Section):
     `guards.max_rollbacks`. With `beside`, where the run goes back then depends on how fast the evaluator is."""
 
 
-class TrackingSpec(_Section):
+class TrackingSpec(Section):
     """Where the journal is mirrored to."""
 
     mlflow: bool = True
@@ -287,7 +292,7 @@ class TrackingSpec(_Section):
     """MLflow experiment."""
 
 
-class ResourcesSpec(_Section):
+class ResourcesSpec(Section):
     """What the run takes from the cluster."""
 
     workers: Annotated[int, Field(ge=1)] = 1
@@ -312,7 +317,7 @@ class ResourcesSpec(_Section):
     """Address of a Ray cluster to join; unset takes RAY_ADDRESS, or starts one on this machine."""
 
 
-class JobSpec(_Section):
+class JobSpec(Section):
     """A whole job. `bessemer train JOB` runs it."""
 
     name: Name

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,9 +16,10 @@ from bessemer.errors import SpecError
 from bessemer.spec.embedded_secrets import find_secrets
 from bessemer.spec.job import JobSpec
 
-__all__ = ["dump_job", "job_schema", "load_job"]
+__all__ = ["apply_overrides", "dump_job", "job_schema", "load_job", "load_spec", "set_field"]
 
 _FieldPath = tuple[str, ...]
+Spec = TypeVar("Spec", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,15 +53,67 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     Raises:
         SpecError: one line per problem, each with file and line, field, value, rule and fix.
     """
+    return load_spec(path, JobSpec, "job", overrides)
+
+
+def load_spec(path: str | Path, model: type[Spec], what: str, overrides: Sequence[str] = ()) -> Spec:
+    """Read a file of the model's fields; see :func:`load_job`.
+
+    Args:
+        path: the YAML file.
+        model: what it describes.
+        what: its name for people.
+        overrides: as for :func:`load_job`.
+
+    Raises:
+        SpecError: one line per problem, each with file and line, field, value, rule and fix.
+    """
     path = Path(path)
-    fields, lines = _read(path)
+    fields, lines = _read(path, what)
     overridden = [_apply(fields, override) for override in overrides]
-    _refuse_secrets(path, fields, lines, overridden)
+    _refuse_secrets(path, fields, lines, overridden, what)
+    try:
+        return model.model_validate(fields)
+    except ValidationError as e:
+        problems = [problem for error in e.errors() for problem in _explain(error, model, what)]
+    raise SpecError("\n".join(f"{_place(path, field, lines, overridden)}: {text}" for field, text in problems))
+
+
+def apply_overrides(job: JobSpec, overrides: Sequence[str]) -> JobSpec:
+    """The job with overrides, `field.path=value`, as on the command line.
+
+    Raises:
+        SpecError: one line per problem, each with field, value, rule and fix.
+    """
+    fields: dict[str, Any] = {}
+    values = {}
+    for override in overrides:
+        where, _ = _apply(fields, override)
+        value: Any = fields
+        for part in where:
+            value = value[part]
+        values[".".join(where)] = value
+    return set_field(job, values)
+
+
+def set_field(job: JobSpec, values: Mapping[str, Any]) -> JobSpec:
+    """The job with other values in some fields.
+
+    Args:
+        job: the job.
+        values: field, with dots -> value.
+
+    Raises:
+        SpecError: one line per problem, each with field, value, rule and fix.
+    """
+    fields = job.model_dump(mode="json")
+    for name, value in values.items():
+        _put(fields, tuple(name.split(".")), value, name)
     try:
         return JobSpec.model_validate(fields)
     except ValidationError as e:
-        problems = [problem for error in e.errors() for problem in _explain(error)]
-    raise SpecError("\n".join(f"{_place(path, field, lines, overridden)}: {text}" for field, text in problems))
+        problems = [text for error in e.errors() for _, text in _explain(error, JobSpec, "job")]
+    raise SpecError("\n".join(problems))
 
 
 def dump_job(job: JobSpec) -> str:
@@ -73,13 +126,13 @@ def job_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **JobSpec.model_json_schema()}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[_FieldPath, int]]:
+def _read(path: Path, what: str) -> tuple[dict[str, Any], dict[_FieldPath, int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpecError(f"{path}: there is no such job file; check the path, or see jobs/ for examples.") from None
+        raise SpecError(f"{path}: there is no such {what} file; check the path, or see jobs/ for examples.") from None
     except IsADirectoryError:
-        raise SpecError(f"{path}: is a directory; name the job file in it.") from None
+        raise SpecError(f"{path}: is a directory; name the {what} file in it.") from None
     except (OSError, UnicodeDecodeError) as e:
         raise SpecError(f"{path}: cannot be read as UTF-8 text ({e}).") from None
     try:
@@ -92,7 +145,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[_FieldPath, int]]:
         raise SpecError(f"{path}: not valid YAML: {e}.") from None
     if not isinstance(fields, dict):
         found = "nothing" if fields is None else f"a {type(fields).__name__}"
-        raise SpecError(f"{path}: holds {found}, but a job is a mapping of fields; start with `name: my-job`.")
+        raise SpecError(f"{path}: holds {found}, but a {what} is a mapping of fields; start with `name: my-{what}`.")
     lines: dict[_FieldPath, int] = {}
     _number_lines(node, (), lines)
     return fields, lines
@@ -116,15 +169,19 @@ def _apply(fields: dict[str, Any], override: str) -> tuple[_FieldPath, str]:
         parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError):
         raise SpecError(f"--set {override}: {value!r} is not a YAML value; quote it as '\"{value}\"'.") from None
+    _put(fields, where, parsed, f"--set {override}")
+    return where, override
+
+
+def _put(fields: dict[str, Any], where: _FieldPath, value: Any, origin: str) -> None:
     at = fields
     for depth, part in enumerate(where[:-1], start=1):
         if at.get(part) is None:
             at[part] = {}
         at = at[part]
         if not isinstance(at, dict):
-            raise SpecError(f"--set {override}: {'.'.join(where[:depth])} is a {type(at).__name__} and has no fields.")
-    at[where[-1]] = parsed
-    return where, override
+            raise SpecError(f"{origin}: {'.'.join(where[:depth])} is a {type(at).__name__} and has no fields.")
+    at[where[-1]] = value
 
 
 def _place(
@@ -144,31 +201,32 @@ def _refuse_secrets(
     fields: dict[str, Any],
     lines: Mapping[_FieldPath, int],
     overridden: Sequence[tuple[_FieldPath, str]],
+    what: str,
 ) -> None:
     """Before anything else, since other errors show the value that they are about."""
     hidden = [(where, f"{'.'.join(where)}=...") for where, _ in overridden]
     found = [
-        f"{_place(path, secret.field, lines, hidden)}: {'.'.join(secret.field)}: holds {secret.what}, and a job is "
-        f"copied to where others read it; {secret.fix}. If it was shared already, have it replaced."
+        f"{_place(path, secret.field, lines, hidden)}: {'.'.join(secret.field)}: holds {secret.what}, and a {what} "
+        f"is copied to where others read it; {secret.fix}. If it was shared already, have it replaced."
         for secret in find_secrets(fields)
     ]
     if found:
         raise SpecError("\n".join(found))
 
 
-def _explain(error: ErrorDetails) -> list[tuple[_FieldPath, str]]:
+def _explain(error: ErrorDetails, model: type[BaseModel], what: str) -> list[tuple[_FieldPath, str]]:
     """The field and the text of each problem that one pydantic error stands for."""
     where = tuple(str(part) for part in error["loc"] if part != "[key]")
     if error["type"] == "value_error":
         rules = str(error["ctx"]["error"]).splitlines()
         return [((*where, *rule.partition(":")[0].split(".")), rule) for rule in rules]
     field, value = ".".join(where), error["input"]
-    owner, info = _find(where)
+    owner, info = _find(where, model)
     if error["type"] == "extra_forbidden":
         known = sorted(owner.model_fields) if owner else []
         close = difflib.get_close_matches(where[-1], known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else _elsewhere(where[-1])
-        section = ".".join(where[:-1]) or "a job"
+        hint = f" Did you mean {close[0]!r}?" if close else _elsewhere(where[-1], model)
+        section = ".".join(where[:-1]) or f"a {what}"
         return [(where, f"{field}: unknown field.{hint} Fields of {section}: {', '.join(known)}.")]
     meaning = f" {info.description}" if info is not None and info.description else ""
     if error["type"] == "missing":
@@ -195,9 +253,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for inner in get_args(annotation) for model in _models(inner)]
 
 
-def _find(where: _FieldPath) -> tuple[type[BaseModel] | None, Any]:
+def _find(where: _FieldPath, model: type[BaseModel]) -> tuple[type[BaseModel] | None, Any]:
     """The section that owns the field at `where`, and pydantic's record of the field, where there is one."""
-    owner: type[BaseModel] | None = JobSpec
+    owner: type[BaseModel] | None = model
     info: Any = None
     for depth, part in enumerate(where):
         if owner is None:
@@ -214,9 +272,9 @@ def _find(where: _FieldPath) -> tuple[type[BaseModel] | None, Any]:
     return owner, info
 
 
-def _elsewhere(name: str) -> str:
+def _elsewhere(name: str, root: type[BaseModel]) -> str:
     """Where a field lives that was written in the wrong section."""
-    for section, info in JobSpec.model_fields.items():
+    for section, info in root.model_fields.items():
         for model in _models(info.annotation):
             if name in model.model_fields:
                 return f" It belongs in section {section!r}."

@@ -44,6 +44,11 @@ class Clock:
     def kimg(self) -> float:
         return self.nimg / 1000
 
+    def crossed(self, every_kimg: float, before: Clock) -> bool:
+        """Whether the clock passed a multiple of `every_kimg` since `before`."""
+        every = every_kimg * 1000
+        return int(self.nimg // every) > int(before.nimg // every)
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -53,12 +53,6 @@ def owned_slices(slices: int, rank: int, size: int) -> list[int]:
     return list(range(rank, slices, size))
 
 
-def crossed(every_kimg: float, before: int, now: int) -> bool:
-    """Whether the image clock passed a multiple of `every_kimg` between two moments."""
-    every = every_kimg * 1000
-    return int(now // every) > int(before // every)
-
-
 class Trainer:
     """Trains one system on one group of workers, from where the run stands to its end."""
 
@@ -78,13 +72,9 @@ class Trainer:
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.job, self.system, self.engines, self.emas = job, system, engines, emas
-        self.stream, self.checkpoints, self.identity, self.stop_requested = (
-            stream,
-            checkpoints,
-            identity,
-            stop_requested,
-        )
+        self.stream, self.checkpoints, self.identity = stream, checkpoints, identity
         self.workers, self.write, self.evaluate, self.profiles = workers, write, evaluate, profiles
+        self.stop_requested = stop_requested
         self.clock = Clock(nimg=0, iteration=0)
         self._saved_at: int | None = None
         if job.training.batch_statistics == "workers":
@@ -114,18 +104,18 @@ class Trainer:
             self.write("event", self.clock.nimg, event="resumed", checkpoint=path.name, workers=self.workers.size)
         return path is not None
 
-    def run(self) -> bool:
+    def run(self, until_kimg: float = float("inf")) -> bool:
         """Train until the image clock reaches the job's end, or evaluation or a signal says stop. Collective.
 
         Returns:
-            Whether this is the end. If not, there is a checkpoint of where it stopped.
+            Whether it came there, or to `until_kimg`. If not, there is a checkpoint of where it stopped.
 
         Raises:
             TrainingError: the guards gave up, or two workers differ.
             MachineError: the memory of the device did not suffice.
         """
-        job, total = self.job, round(self.job.training.total_kimg * 1000)
-        if self.clock.nimg == 0:
+        job, total = self.job, round(min(self.job.training.total_kimg, until_kimg) * 1000)
+        if self.clock.nimg == 0 and job.evaluation.untrained:
             self._evaluate()
         self._logged_at = (time.monotonic(), self.clock.nimg)
         for network in self.system.networks().values():
@@ -135,20 +125,20 @@ class Trainer:
             try:
                 with self.meter.collectives(), self.memory.given():
                     self._iteration()
-                now, last = self.clock.nimg, self.clock.nimg >= total
-                if crossed(job.guards.every_kimg, before.nimg, now):
+                last = self.clock.nimg >= total
+                if self.clock.crossed(job.guards.every_kimg, before):
                     self._look_for_collapse()
-                if last or crossed(job.training.log_every_kimg, before.nimg, now):
+                if last or self.clock.crossed(job.training.log_every_kimg, before):
                     self._log()
                 # Evaluating comes before saving: a run killed in between evaluates again rather than never.
-                if last or crossed(job.evaluation.every_kimg, before.nimg, now):
+                if last or self.clock.crossed(job.evaluation.every_kimg, before):
                     last = self._evaluate() or last
             except RollBack as why:
                 self._roll_back(why)
                 continue
-            if self.profiles is not None and (last or crossed(job.ema.store_every_kimg, before.nimg, now)):
+            if self.profiles is not None and (last or self.clock.crossed(job.ema.store_every_kimg, before)):
                 self.profiles.save(self.clock, self.emas)
-            if last or crossed(job.checkpoint.every_kimg, before.nimg, now):
+            if last or self.clock.crossed(job.checkpoint.every_kimg, before):
                 self._save()
             if self.checkpoints.advance(self.stop_requested()) and not last:
                 return self._preempted()

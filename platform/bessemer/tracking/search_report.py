@@ -1,0 +1,217 @@
+"""What a search found: which parameters matter, the Pareto front of quality against cost, and pictures of both.
+
+Everything comes from the search's directory: its file and its journal. Neither Ray nor MLflow is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bessemer.files import write_atomically
+from bessemer.spec.search import SearchSpec
+from bessemer.spec.search_load import load_search
+from bessemer.spec.space import Space
+from bessemer.tracking.search_journal import SearchTable, Trial, read_search
+
+__all__ = ["Importance", "importance", "pareto_front", "rows", "search_report", "write_report"]
+
+_FEWEST_TRIALS = 4
+"""Fewer say nothing about which parameter matters."""
+_PER_FIELD = 5
+"""Trials per field that make a later rung, where values say more, worth more than the first, where there are most."""
+_TREES, _REPEATS = 64, 8
+_LINES = 300
+"""Trials that the picture of parallel coordinates shows at most, the best ones."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much of what is known of the objective depends on one field."""
+
+    field: str
+    share: float
+    """Of the sum over the fields; 0 to 1."""
+    spread: float
+    """Standard deviation of the share over the permutations."""
+
+
+def rows(search: SearchSpec, table: SearchTable) -> list[dict[str, Any]]:
+    """One row per trial, best first: those that came furthest, by their last value; then those that failed."""
+    sign = -1.0 if search.objective.mode == "max" else 1.0
+
+    def order(trial: Trial) -> tuple[Any, ...]:
+        last = trial.last
+        failed = trial.state == "failed"
+        return (failed, -trial.rung, sign * last.value if last else math.inf, trial.number)
+
+    return [_row(search, trial) for trial in sorted(table.trials.values(), key=order)]
+
+
+def _row(search: SearchSpec, trial: Trial) -> dict[str, Any]:
+    last = trial.last
+    return {
+        "trial": trial.name,
+        "state": trial.state,
+        "kimg": trial.kimg,
+        "rung": trial.rung,
+        "value": last.value if last else None,
+        "standard_error": last.standard_error if last else None,
+        "values": last.values if last else {},
+        "device_hours": trial.seconds * search.workers / 3600,
+        "retries": trial.retries,
+        "donors": [f"t{donor:04d}" for _, donor in trial.donors],
+        "reason": trial.reason,
+        "point": trial.point,
+    }
+
+
+def importance(search: SearchSpec, table: SearchTable) -> list[Importance]:
+    """How much the objective depends on each field of the space, largest first; nothing where too few trials ended.
+
+    A random forest learns the value of each trial at each rung that it reached, as its rank among those judged there;
+    importance is what the forest loses when one field is shuffled (permutation importance, Breiman 2001, Machine
+    Learning 45, section 10).
+    """
+    judged = _ranked(search, table)
+    if len(judged) < _FEWEST_TRIALS:
+        return []
+    import numpy as np
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    space = Space(search.space)
+    features = np.array([_features(space, point) for point, _ in judged])
+    ranks = np.array([rank for _, rank in judged])
+    forest = RandomForestRegressor(_TREES, random_state=0, min_samples_leaf=2).fit(features, ranks)
+    found = permutation_importance(forest, features, ranks, n_repeats=_REPEATS, random_state=0)
+    lost = np.maximum(found.importances, 0.0)
+    total = float(lost.mean(axis=1).sum()) or 1.0
+    each = [
+        Importance(field, float(values.mean()) / total, float(values.std()) / total)
+        for field, values in zip(space.dimensions, lost, strict=True)
+    ]
+    return sorted(each, key=lambda one: -one.share)
+
+
+def _ranked(search: SearchSpec, table: SearchTable) -> list[tuple[Mapping[str, Any], float]]:
+    """Point and rank (0 best, 1 worst) of each trial at the furthest rung where enough were judged to compare."""
+    sign = -1.0 if search.objective.mode == "max" else 1.0
+    for rung in reversed(range(len(search.objective.rungs_kimg))):
+        there = [trial.results[rung] for trial in table.trials.values() if trial.rung > rung]
+        if len(there) >= max(_FEWEST_TRIALS, _PER_FIELD * len(search.space)) or (rung == 0 and there):
+            there.sort(key=lambda result: sign * result.value)
+            return [(result.point, index / max(1, len(there) - 1)) for index, result in enumerate(there)]
+    return []
+
+
+def _features(space: Space, point: Mapping[str, Any]) -> list[float]:
+    """A point as numbers between 0 and 1; -1 for a field that is not varied there."""
+    return [_position(space, field, point[field]) if field in point else -1.0 for field in space.dimensions]
+
+
+def _position(space: Space, field: str, value: Any) -> float:
+    """Where a value lies between the ends of its field, 0 to 1."""
+    dimension = space.dimensions[field]
+    if dimension.choice is not None:
+        return dimension.choice.index(value) / max(1, len(dimension.choice) - 1)
+    if dimension.loguniform is not None:
+        low, high, value = (math.log(v) for v in (*dimension.loguniform, value))
+    else:
+        low, high = dimension.uniform or (0, 1)
+    return float((value - low) / (high - low))
+
+
+def pareto_front(costs: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the points that no other point beats or equals in every objective while it beats them in one.
+
+    Args:
+        costs: of each point, one number per objective; less is better.
+    """
+    order = sorted(range(len(costs)), key=lambda index: (list(costs[index]), index))
+    front: list[int] = []
+    for index in order:
+        mine = costs[index]
+        beaten = any(
+            all(a <= b for a, b in zip(costs[other], mine, strict=True)) and list(costs[other]) != list(mine)
+            for other in front
+        )
+        if not beaten:
+            front.append(index)
+    return sorted(front)
+
+
+def search_report(directory: Path) -> dict[str, Any]:
+    """Everything that can be said of a search, as plain values for JSON.
+
+    Raises:
+        SpecError: its file is damaged.
+        RunError: its journal cannot be read.
+    """
+    search, table = load_search(directory / "search.yaml"), read_search(directory)
+    found = rows(search, table)
+    sign = -1.0 if search.objective.mode == "max" else 1.0
+    judged = [row for row in found if row["value"] is not None and row["state"] != "failed"]
+    # Values at different rungs do not compare, so the front is that of the furthest rung.
+    furthest = [row for row in judged if row["rung"] == judged[0]["rung"]]
+    further = [name for name in search.objective.also if name != "device_hours"]
+    costs = [[sign * row["value"], row["device_hours"], *(row["values"][n] for n in further)] for row in furthest]
+    best = table.best(search.objective.mode)
+    return {
+        "name": search.name,
+        "metric": search.objective.metric,
+        "mode": search.objective.mode,
+        "scheduler": search.scheduler.name,
+        "searcher": search.searcher.name,
+        "sessions": table.sessions,
+        "hours": table.seconds / 3600,
+        "kimg": table.kimg(len(search.seeds or (0,))),
+        "device_hours": table.device_hours(search.workers),
+        "ended": table.ended,
+        "refused": table.refused,
+        "best": best.name if best else None,
+        "importance": [asdict(one) for one in importance(search, table)],
+        "pareto": [furthest[index]["trial"] for index in pareto_front(costs)],
+        "exchanges": [record["copies"] for _, record in sorted(table.exchanges.items())],
+        "trials": found,
+    }
+
+
+def write_report(directory: Path) -> dict[str, Any]:
+    """Write report.json, and importance.png, parallel.png and pareto.png where they have something to show.
+
+    Returns:
+        What :func:`search_report` says.
+    """
+    report = search_report(directory)
+    text = json.dumps(report, indent=1, allow_nan=False, default=str) + "\n"
+    write_atomically(directory / "report.json", lambda file: file.write(text.encode()))
+    from bessemer.tracking.search_figures import draw_importance, draw_parallel, draw_pareto
+
+    search = load_search(directory / "search.yaml")
+    judged = [row for row in report["trials"] if row["value"] is not None]
+    if report["importance"]:
+        draw_importance(directory / "importance.png", report["importance"])
+    if len(judged) > 1:
+        space = Space(search.space)
+        lines = [
+            ([_position(space, f, row["point"][f]) if f in row["point"] else None for f in space.dimensions], row)
+            for row in judged[:_LINES]
+        ]
+        draw_parallel(directory / "parallel.png", list(space.dimensions), _ends(space), lines, report)
+        draw_pareto(directory / "pareto.png", report)
+    return report
+
+
+def _ends(space: Space) -> list[tuple[str, str]]:
+    """What stands below and above each axis."""
+    ends = []
+    for dimension in space.dimensions.values():
+        values: Sequence[Any] = dimension.choice or dimension.uniform or dimension.loguniform or ()
+        low, high = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in (values[0], values[-1]))
+        ends.append((low, high))
+    return ends

@@ -1,0 +1,168 @@
+"""Searches that train: killed with SIGKILL in the middle and resumed, they lose nothing and do nothing twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from bessemer.data.pack import pack
+from safetensors.torch import load_file
+from tests.orchestration.processes import bessemer, torchrun, wait_for
+
+from bessemer.spec.load import load_job
+from bessemer.tracking.journal import read_journal
+from bessemer.tracking.search_journal import SearchTable, read_search
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+JOB: dict[str, Any] = {
+    "name": "base",
+    "seed": 3,
+    "system": {"name": "biggan", "preset": "tiny32"},
+    "training": {"total_kimg": 100, "batch_size": 16, "slice_size": 8, "log_every_kimg": 0.05},
+    "ema": {"half_life_kimg": 0.2},
+    "checkpoint": {"every_kimg": 0.064},
+    "evaluation": {"grid": 2},
+    "tracking": {"mlflow": False},
+    "resources": {"cpus_per_worker": 0.5},
+}
+SEARCH: dict[str, Any] = {
+    "name": "tiny",
+    "job": "job.yaml",
+    "space": {"training.optimizers.generator.lr": {"loguniform": [1e-5, 1e-2]}},
+    "objective": {"metric": "kid_pixels", "rungs_kimg": [0.128, 0.256], "samples": [16, 32]},
+    "searcher": {"name": "random"},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("search")
+    pack("digits", found / "digits", size=32, mode="RGB", limit=20)
+    return found
+
+
+def write(root: Path, name: str, job: dict[str, Any], **fields: Any) -> Path:
+    """A search file and its job."""
+    directory = root / name
+    directory.mkdir()
+    (directory / "job.yaml").write_text(yaml.safe_dump({**JOB, **job, "data": {"path": str(root / "digits")}}))
+    (directory / "search.yaml").write_text(yaml.safe_dump({**SEARCH, **fields}))
+    return directory / "search.yaml"
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for the driver, Ray and every worker."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.communicate(timeout=60)
+
+
+def results(table: SearchTable) -> int:
+    return sum(trial.rung for trial in table.trials.values())
+
+
+def judged(directory: Path) -> list[tuple[int, int]]:
+    """Trial and rung of every result in the journal, as often as it is there."""
+    lines = (directory / "search.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    return [(record["trial"], record["rung"]) for record in records if record["kind"] == "result"]
+
+
+def finish(directory: Path) -> SearchTable:
+    process = bessemer("search", "resume", directory)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "best: " in output
+    table = read_search(directory)
+    assert table.ended == "all trials are over"
+    assert set(Counter(judged(directory)).values()) == {1}, "a result counts once"
+    return table
+
+
+def test_asha_survives_sigkill(root: Path) -> None:
+    file = write(root, "asha", {}, budget={"trials": 4}, scheduler={"name": "asha", "standard_errors": 0})
+    directory = root / "asha" / "search"
+    process = bessemer("search", file, "--dir", directory)
+    wait_for("results", lambda: directory.exists() and results(read_search(directory)) >= 2, process)
+    kill(process)
+    before = read_search(directory)
+    assert before.ended is None
+    table = finish(directory)
+    for number, known in before.trials.items():
+        now = table.trials[number]
+        assert now.point == known.point
+        assert now.results[: known.rung] == known.results
+    assert sorted(table.trials) == [0, 1, 2, 3]
+    assert {trial.state for trial in table.trials.values()} == {"finished", "stopped"}
+    finished = [trial for trial in table.trials.values() if trial.state == "finished"]
+    assert table.best() in finished
+    # The stops at the rungs and the kill changed nothing: the same job in one go ends with the same weights.
+    winner = table.best()
+    assert winner is not None
+    run = directory / "trials" / winner.name
+    alone = torchrun(run / "job.yaml", root / "asha" / "alone", workers=1)
+    output, _ = alone.communicate(timeout=200)
+    assert alone.returncode == 0, output
+    for name in ("rank-00000.safetensors", "shared.safetensors"):
+        ours, theirs = (load_file(r / "checkpoints" / "kimg-000000.256" / name) for r in (run, root / "asha" / "alone"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    samples = [r["samples"] for r in read_journal(run / "journal.jsonl") if r["kind"] == "evaluation"]
+    assert samples == [16, 32]
+    for name in ("report.json", "pareto.png", "parallel.png"):
+        assert (directory / name).is_file()
+    # The winner as a job of its own, at the length of the original job.
+    job = root / "asha" / "winner.yaml"
+    promoted = bessemer("search", "promote", directory, "--out", job, "--set", "training.total_kimg=200")
+    output, _ = promoted.communicate(timeout=100)
+    assert promoted.returncode == 0, output
+    promoted_job = load_job(job)
+    assert promoted_job.training.optimizers["generator"].lr == winner.point["training.optimizers.generator.lr"]
+    assert (promoted_job.training.total_kimg, promoted_job.evaluation.untrained) == (200, True)
+
+
+def test_a_population_copies_whole_states_and_survives_sigkill(root: Path) -> None:
+    """Four trials with two workers each, two of them at a time."""
+    file = write(
+        root,
+        "pbt",
+        {"checkpoint": {"every_kimg": 10}, "training": {**JOB["training"], "zero_stage": 1}},
+        budget={"trials": 4},
+        workers=2,
+        scheduler={"name": "pbt", "standard_errors": 0},
+    )
+    directory = root / "pbt" / "search"
+    process = bessemer("search", file, "--dir", directory)
+    wait_for("results", lambda: directory.exists() and results(read_search(directory)) >= 3, process)
+    kill(process)
+    table = finish(directory)
+    assert [(trial.state, trial.rung) for trial in table.trials.values()] == [("finished", 2)] * 4
+    (copy,) = table.exchanges[0]["copies"]
+    values = {number: trial.results[0].value for number, trial in table.trials.items()}
+    assert (copy["donor"], copy["trial"]) == (min(values, key=values.get), max(values, key=values.get))  # type: ignore[arg-type]
+    copier, donor = (directory / "trials" / f"t{copy[who]:04d}" for who in ("trial", "donor"))
+    files = sorted(path.name for path in (copier / "checkpoints" / "kimg-000000.128").glob("*.safetensors"))
+    assert files == ["rank-00000.safetensors", "rank-00001.safetensors", "shared.safetensors"]
+    for name in files:
+        same = [(path / "checkpoints" / "kimg-000000.128" / name).read_bytes() for path in (copier, donor)]
+        assert same[0] == same[1]
+    events = [r for r in read_journal(copier / "journal.jsonl") if r["kind"] == "event"]
+    names = [event["event"] for event in events]
+    assert names.index("copied") < names.index("resumed", names.index("copied"))
+    assert load_job(copier / "job.yaml").training.optimizers["generator"].lr == pytest.approx(
+        copy["point"]["training.optimizers.generator.lr"]
+    )
+    # From the same state with other settings, they went apart.
+    ends = [load_file(path / "checkpoints" / "kimg-000000.256" / files[0]) for path in (copier, donor)]
+    assert any(not torch.equal(value, ends[1][key]) for key, value in ends[0].items())

@@ -1,0 +1,315 @@
+"""Decisions of searches, simulated: no Ray cluster, no training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from bessemer.orchestration.search_points import points_of
+from bessemer.orchestration.search_population import Population, copies_at
+from bessemer.orchestration.search_schedulers import Clerk, NoisyAsha, scheduler_of
+from bessemer.spec.search import SearchSpec
+from bessemer.spec.space import Space
+from bessemer.tracking.search_journal import SearchJournal, read_search
+
+STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
+SEARCH: dict[str, Any] = {
+    "name": "mine",
+    "job": "job.yaml",
+    "space": {
+        "training.optimizers.generator.lr": {"loguniform": [1e-5, 1e-3]},
+        "ema.half_life_kimg": {"uniform": [0.5, 2.0]},
+    },
+    "objective": {"metric": "kid_efflite0", "rungs_kimg": [1, 2, 3]},
+    "budget": {"trials": 8},
+    "searcher": {"name": "random"},
+}
+
+
+def spec(**fields: Any) -> SearchSpec:
+    return SearchSpec.model_validate({**SEARCH, **fields})
+
+
+class Trial:
+    """What schedulers see of Tune's trials."""
+
+    def __init__(self, number: int) -> None:
+        self.trial_id, self.config, self.status = f"id-{number}", {"trial": number}, "RUNNING"
+
+
+def trial(number: int) -> Any:
+    return Trial(number)
+
+
+def report(rung: int, value: float, error: float | None = None, **fields: Any) -> dict[str, Any]:
+    kimg = float(rung + 1)
+    base = {"rung": rung, "rungs": rung + 1, "kimg": kimg, "value": value, "standard_error": error, "seconds": 1.0}
+    return {**base, "further": "{}", **fields}
+
+
+def judge(asha: NoisyAsha, values: list[tuple[float, float]], rung: float = 1.0) -> list[str]:
+    decisions = []
+    for number, (value, error) in enumerate(values):
+        one: Any = trial(number)
+        asha.on_trial_add(None, one)  # type: ignore[arg-type]
+        decisions.append(asha.on_trial_result(None, one, {"kimg": rung, "value": value, "standard_error": error}))
+    return decisions
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_asha_keeps_the_best_third_of_those_that_were_there_before(mode: str) -> None:
+    values = list(np.random.default_rng(0).normal(size=40))
+    sign = 1.0 if mode == "min" else -1.0
+    found = judge(NoisyAsha((1.0, 3.0), 3.0, mode, 1.0), [(sign * v, 0.0) for v in values])
+    expected = [
+        CONTINUE if not number or value <= np.percentile(values[:number], 100 / 3) else STOP
+        for number, value in enumerate(values)
+    ]
+    assert found == expected
+    assert 0 < found.count(CONTINUE) < 25
+
+
+def test_asha_spares_a_trial_within_one_standard_error_of_the_cut() -> None:
+    others = [(float(value), 0.0) for value in range(1, 8)]  # the cut of 1, ..., 7 at one in three is 3
+    for value, error, decision in ((3.4, 0.5, CONTINUE), (3.6, 0.5, STOP), (3.4, 0.3, STOP), (2.9, 0.0, CONTINUE)):
+        assert judge(NoisyAsha((1.0, 3.0), 3.0, "min", 1.0), [*others, (value, error)])[-1] == decision, (value, error)
+    assert judge(NoisyAsha((1.0, 3.0), 3.0, "min", 0.0), [*others, (3.4, 0.5)])[-1] == STOP
+    assert judge(NoisyAsha((1.0, 3.0), 3.0, "max", 1.0), [(-v, e) for v, e in [*others, (3.4, 0.5)]])[-1] == CONTINUE
+
+
+def test_respecting_the_noise_loses_the_best_trial_less_often() -> None:
+    """27 trials of known worth, measured with noise: the plain cut drops the best one more often."""
+    kept = {0.0: 0, 1.0: 0}
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        worth = rng.permutation(np.linspace(0.0, 1.0, 27))
+        noisy = [(float(w + rng.normal(scale=0.3)), 0.3) for w in worth]
+        for errors in kept:
+            found = judge(NoisyAsha((1.0, 3.0), 3.0, "min", errors), noisy)
+            kept[errors] += found[int(worth.argmin())] == CONTINUE
+    assert kept[1.0] > kept[0.0] + 10
+    assert kept[1.0] > 135
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[SearchJournal]:
+    found = SearchJournal(tmp_path)
+    found.write("session", number=1)
+    return found  # type: ignore[return-value]
+
+
+def clerk_of(search: SearchSpec, journal: SearchJournal) -> Clerk:
+    inner = scheduler_of(search, journal, lambda: None, lambda point: True)
+    return Clerk(search, journal, inner, points_of(search, journal.table), 1)
+
+
+def begin(clerk: Clerk, journal: SearchJournal, count: int, start: int = 0) -> list[Any]:
+    trials = [trial(number) for number in range(start, start + count)]
+    for one in trials:
+        number = one.config["trial"]
+        if number not in journal.table.trials:
+            point = {"training.optimizers.generator.lr": 1e-4 * (number + 1), "ema.half_life_kimg": 1.0}
+            journal.write("trial", trial=number, point=point)
+        clerk.on_trial_add(SimpleNamespace(get_live_trials=list), one)
+    return trials
+
+
+def test_what_is_decided_is_in_the_journal_before_tune_acts(journal: SearchJournal, tmp_path: Path) -> None:
+    clerk = clerk_of(spec(), journal)
+    first, second = begin(clerk, journal, 2)
+    assert clerk.on_trial_result(None, first, report(0, 0.1)) == CONTINUE
+    assert read_search(tmp_path).trials[0].results[0].decision == "continue"
+    assert clerk.on_trial_result(None, second, report(0, 0.9)) == STOP
+    assert read_search(tmp_path).trials[1].state == "stopped"
+    assert clerk.on_trial_result(None, first, report(0, 0.5)) == CONTINUE  # again, by a worker that was replaced
+    assert [r.value for r in read_search(tmp_path).trials[0].results] == [0.1]
+    assert clerk.on_trial_result(None, first, report(1, 0.1)) == CONTINUE
+    assert clerk.on_trial_result(None, first, report(2, 0.1)) == STOP
+    assert read_search(tmp_path).trials[0].state == "finished"
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_a_new_session_decides_as_the_old_one_would_have(
+    journal: SearchJournal, tmp_path: Path, scheduler: str
+) -> None:
+    search = spec(scheduler={"name": scheduler}, budget={"trials": 40})
+    old, alone = clerk_of(search, journal), SimpleNamespace(get_live_trials=list)
+    for one, value in zip(begin(old, journal, 12), np.random.default_rng(1).normal(size=12), strict=True):
+        old.on_trial_result(alone, one, report(0, float(value)))
+    new_journal = SearchJournal(tmp_path)
+    new = clerk_of(search, new_journal)
+    live = [number for number, known in new_journal.table.trials.items() if not known.is_over]
+    assert 0 < len(live) < 12
+    for number in live:
+        begin(new, new_journal, 1, number)
+    for value in np.linspace(-2, 2, 9):
+        number = len(journal.table.trials)
+        (before,), (after,) = begin(old, journal, 1, number), begin(new, new_journal, 1, number)
+        results = [c.on_trial_result(alone, t, report(0, float(value))) for c, t in ((old, before), (new, after))]
+        assert results[0] == results[1], value
+
+
+def test_a_failed_trial_is_over(journal: SearchJournal) -> None:
+    clerk = clerk_of(spec(), journal)
+    first, second = begin(clerk, journal, 2)
+    assert clerk.on_trial_result(None, first, {"failed": "the loss was not finite", "rung": 0}) == STOP
+    assert journal.table.trials[0].reason == "the loss was not finite"
+    assert clerk.on_trial_result(None, second, report(0, 9.0)) == CONTINUE  # nobody to compare with
+
+
+@pytest.mark.parametrize(
+    ("budget", "rungs"), [({"kimg": 2.5}, 3), ({"device_hours": 2.5 / 3600}, 3), ({"hours": 1e-9}, 1), ({}, 6)]
+)
+def test_a_budget_ends_trials_at_their_next_rung(journal: SearchJournal, budget: dict[str, float], rungs: int) -> None:
+    clerk = clerk_of(spec(budget={"trials": 8, **budget}, scheduler={"name": "none"}), journal)
+    trials = begin(clerk, journal, 2)
+    judged = 0
+    for rung in range(3):
+        for one in trials:
+            if not journal.table.trials[one.config["trial"]].is_over:
+                clerk.on_trial_result(None, one, report(rung, 0.5))
+                judged += 1
+            if clerk.spent():
+                break
+        if clerk.spent():
+            break
+    assert judged == rungs
+    assert clerk.spent() == bool(budget)
+
+
+def population(journal: SearchJournal, values: list[float], error: float = 0.0, name: str = "pbt") -> SearchSpec:
+    search = spec(scheduler={"name": name}, budget={"trials": len(values)})
+    for number in range(len(values)):
+        journal.write("trial", trial=number, point=Space(search.space).draw(__import__("random").Random(number)))
+    for number, value in enumerate(values):
+        fields = {"kimg": 1.0, "standard_error": error, "seconds": 1.0, "values": {}}
+        journal.write("result", trial=number, rung=0, value=value, decision="pause", **fields)
+    return search
+
+
+@pytest.mark.parametrize("name", ["pbt", "pb2"])
+def test_the_worst_quarter_copies_the_best_quarter(journal: SearchJournal, name: str) -> None:
+    values = [0.5, 0.1, 0.9, 0.4, 0.2, 0.8, 0.3, 0.6]
+    search = population(journal, values, name=name)
+    copies = copies_at(search, journal.table, 0)
+    assert [copy["trial"] for copy in copies] == [2, 5]
+    assert {copy["donor"] for copy in copies} <= {1, 4}
+    for copy in copies:
+        assert Space(search.space).holds(copy["point"])
+        assert copy["point"] != journal.table.trials[copy["donor"]].point
+    assert copies_at(search, journal.table, 0) == copies
+    assert json.loads(json.dumps(copies)) == copies
+
+
+def test_pb2_models_how_settings_improved_trials(journal: SearchJournal) -> None:
+    """Trials gain the more, the smaller the half-life: the model's step must go there."""
+    search = spec(
+        scheduler={"name": "pb2"},
+        budget={"trials": 8},
+        space={"ema.half_life_kimg": {"uniform": [0.5, 2.0]}},
+    )
+    lives = np.linspace(0.5, 2.0, 8)
+    for number, life in enumerate(lives):
+        journal.write("trial", trial=number, point={"ema.half_life_kimg": float(life)})
+    for rung in range(2):
+        for number, life in enumerate(lives):
+            fields = {"kimg": rung + 1.0, "standard_error": 0.0, "seconds": 1.0, "values": {}}
+            value = 1.0 - rung * (2.0 - life) / 3
+            journal.write("result", trial=number, rung=rung, value=value, decision="pause", **fields)
+    copies = copies_at(search, journal.table, 1)
+    assert len(copies) == 2
+    # the first goes where the model says; the second explores, since the first is about to be known
+    assert copies[0]["point"]["ema.half_life_kimg"] < 1.0
+
+
+def test_a_population_copies_nothing_that_noise_could_explain(journal: SearchJournal) -> None:
+    search = population(journal, [0.5, 0.1, 0.9, 0.4], error=1.0)
+    assert copies_at(search, journal.table, 0) == []
+
+
+def test_settings_that_are_no_legal_job_are_not_taken(journal: SearchJournal) -> None:
+    search = population(journal, [0.5, 0.1, 0.9, 0.4])
+    (copy,) = copies_at(search, journal.table, 0, lambda point: False)
+    assert copy["point"] == journal.table.trials[1].point
+
+
+def test_a_population_waits_for_all_of_it(journal: SearchJournal) -> None:
+    search = spec(scheduler={"name": "pbt"}, budget={"trials": 4})
+    done: list[int] = []
+    inner = Population(search, journal, lambda: done.append(len(journal.table.exchanges)), lambda point: True)
+    clerk = Clerk(search, journal, inner, points_of(search, journal.table), 1)
+    trials = begin(clerk, journal, 4)
+    controller = SimpleNamespace(get_trials=lambda: trials)
+    for one in trials:
+        one.status = "PENDING"
+    for one, value in zip(trials[:3], (0.1, 0.5, 0.9), strict=True):
+        assert clerk.on_trial_result(controller, one, report(0, value)) == TrialScheduler.PAUSE
+        one.status = "PAUSED"
+    assert clerk.choose_trial_to_run(controller) is trials[3]
+    assert done == []
+    clerk.failed(journal.table.trials[3], "lost")
+    trials[3].status = "ERROR"
+    assert done == [1], "the population without the failed trial stands at the rung"
+    assert clerk.choose_trial_to_run(controller) is trials[0]
+    (copy,) = journal.table.exchanges[0]["copies"]
+    assert (copy["trial"], copy["donor"]) == (2, 0)
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe", "gp"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_points_are_a_function_of_seed_and_journal(journal: SearchJournal, tmp_path: Path, searcher: str) -> None:
+    space = {
+        "training.optimizers.generator.lr": {"loguniform": [1e-5, 1e-3]},
+        "training.lr_schedule.decay": {"choice": ["none", "linear"]},
+        "training.lr_schedule.final": {"uniform": [0.0, 0.5], "when": {"training.lr_schedule.decay": ["linear"]}},
+        "training.batch_size": {"uniform": [16, 64], "step": 16},
+    }
+    search = spec(space=space, searcher={"name": searcher, "startup": 4}, scheduler={"name": "none"})
+    points = points_of(search, journal.table)
+    for number in range(8):
+        point = points.choose(number, 0)
+        assert point is not None
+        assert Space(search.space).holds(point), point
+        journal.write("trial", trial=number, point=point)
+        fields = {"kimg": 1.0, "standard_error": 0.1, "seconds": 1.0, "values": {}}
+        for rung in range(3):
+            decision = "finish" if rung == 2 else "stop" if number % 3 == 0 and rung == 1 else "continue"
+            value = point["training.optimizers.generator.lr"] * (rung + 1)
+            journal.write("result", trial=number, rung=rung, value=value, decision=decision, **fields)
+            known = journal.table.trials[number]
+            points.judged(known, known.results[-1])
+            if known.is_over:
+                break
+        points.over(journal.table.trials[number])
+    again = points_of(search, read_search(tmp_path))
+    assert points.choose(8, 0) == again.choose(8, 0)
+
+
+@pytest.mark.parametrize("searcher", ["tpe", "bohb"])
+def test_a_model_finds_the_good_end_of_a_range(journal: SearchJournal, searcher: str) -> None:
+    scheduler = "bohb" if searcher == "bohb" else "none"
+    search = spec(searcher={"name": searcher, "startup": 6}, scheduler={"name": scheduler}, budget={"trials": 100})
+    points, rates = points_of(search, journal.table), []
+    for number in range(40):
+        point = points.choose(number, 0)
+        assert point is not None
+        rates.append(point["training.optimizers.generator.lr"])
+        journal.write("trial", trial=number, point=point)
+        fields = {"kimg": 3.0, "standard_error": 0.1, "seconds": 1.0, "values": {}}
+        for rung in range(3):
+            decision = "finish" if rung == 2 else "continue"
+            value = abs(np.log10(rates[-1]) + 4.5)
+            journal.write("result", trial=number, rung=rung, value=value, decision=decision, **fields)
+            known = journal.table.trials[number]
+            points.judged(known, known.results[-1])
+        points.over(known)
+    distance = [abs(np.log10(rate) + 4.5) for rate in rates]
+    # uniform in the logarithm over two orders of magnitude, the median distance would be 0.5 to 0.75
+    assert np.median(distance[20:]) < 0.35
