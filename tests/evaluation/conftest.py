@@ -227,6 +227,35 @@ def standin(standin_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return standin_file
 
 
+@pytest.fixture(scope="session")
+def lpips_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a VGG-16 of random weights, and random weights of its channels, as they are published."""
+    directory = tmp_path_factory.mktemp("lpips")
+    draws, state, before = torch.Generator().manual_seed(5), {}, 3
+    widths = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256}
+    for layer, width in (widths | dict.fromkeys((17, 19, 21, 24, 26, 28), 512)).items():
+        state[f"features.{layer}.weight"] = torch.randn(width, before, 3, 3, generator=draws) * (2 / 9 / before) ** 0.5
+        state[f"features.{layer}.bias"] = torch.randn(width, generator=draws) / 10
+        before = width
+    torch.save(state, directory / "vgg16-397923af.pth")
+    linear = {
+        f"lin{stage}.model.1.weight": torch.rand(1, width, 1, 1, generator=draws)
+        for stage, width in enumerate((64, 128, 256, 512, 512))
+    }
+    torch.save(linear, directory / "vgg.pth")
+    return directory
+
+
+@pytest.fixture
+def lpips(lpips_files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The random files, found and accepted as if they were the published ones."""
+    for name in ("vgg16", "lpips"):
+        monkeypatch.setenv(weights.WEIGHTS[name].variable, str(lpips_files))
+        own = replace(weights.WEIGHTS[name], sha256=file_sha256(lpips_files / weights.WEIGHTS[name].files[0]))
+        monkeypatch.setitem(weights.WEIGHTS, name, own)
+    return lpips_files
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BESSEMER_CACHE", str(tmp_path / "cache"))

@@ -76,7 +76,11 @@ def test_distances_grow_with_noise() -> None:
 
 @pytest.mark.parametrize(
     "images",
-    [torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(2, 4, 8, 8, dtype=torch.uint8)],
+    [
+        torch.zeros(2, 3, 8, 8, dtype=torch.float64),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 4, 8, 8, dtype=torch.uint8),
+    ],
 )
 def test_other_types_and_shapes_are_refused(images: torch.Tensor) -> None:
     with pytest.raises(EvaluationError, match=r"extractors take uint8 \[N, 1 or 3, H, W\]"):
@@ -107,3 +111,11 @@ def test_features_do_not_depend_on_the_rest_of_the_batch() -> None:
     images = pictures(5)
     found = extractor.features(images).numpy()
     np.testing.assert_allclose(extractor.features(images[3:4])[0].numpy(), found[3], rtol=1e-4, atol=1e-5)
+
+
+def test_floats_are_what_bytes_are() -> None:
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor = get_extractor("efflite0")
+    assert torch.equal(extractor.features(images.float()), extractor.features(images))
+    with pytest.raises(EvaluationError, match="images: hold -1, but floats must be scaled to 0 to 255"):
+        extractor.features(images.float() / 127.5 - 1)

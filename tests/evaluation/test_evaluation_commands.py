@@ -1,6 +1,8 @@
+import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,12 @@ from bessemer.errors import (
     RunError,
     SpecError,
 )
+from bessemer.evaluation.weights import WEIGHTS
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo, save_snapshot
-from bessemer.tracking.journal import read_journal
+from bessemer.tracking.journal import protocol_key, read_journal
 
 
 def invoke(*arguments: object) -> str:
@@ -89,6 +92,22 @@ def test_evaluate_takes_the_jobs_settings_and_writes_the_journal(run: Path) -> N
     )
     kept = [r for r in read_journal(run / "journal.jsonl") if r["kind"] == "evaluation"]
     assert [{key: r[key] for key in record} for r in kept] == [record]
+
+
+def test_speeds_name_their_hardware_and_are_journaled(run: Path) -> None:
+    records = json.loads(invoke("evaluate", run, "-m", "samples_per_s,latency_ms", "--device", "cpu", "--json"))
+    found = {r["metric"]: r for r in records}
+    assert found["samples_per_s"]["samples"] == 20 * 50
+    assert found["latency_ms"]["samples"] == 20
+    assert found["samples_per_s"]["higher_is_better"]
+    assert not found["latency_ms"]["higher_is_better"]
+    # A batch takes at least as long as one image, and one at most as long as a batch of 50.
+    assert 1 / 50 <= found["samples_per_s"]["value"] * found["latency_ms"]["value"] / 1000 <= 50
+    assert f"torch {torch.__version__}" in found["latency_ms"]["hardware"]
+    kept = [r for r in read_journal(run / "journal.jsonl") if r.get("metric") in found]
+    assert [r["hardware"] for r in kept] == [records[0]["hardware"]] * 2
+    elsewhere = {**kept[0], "hardware": "another machine"}
+    assert protocol_key(elsewhere) != protocol_key(kept[0])
 
 
 def test_evaluate_takes_other_settings_and_prints_a_table(run: Path) -> None:
@@ -162,6 +181,17 @@ def test_extractors_say_what_is_missing() -> None:
     assert re.search(r"^clip +- +missing", text, re.MULTILINE)
 
 
+def test_weights_are_fetched_by_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vgg.pth").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setitem(WEIGHTS, "lpips", replace(WEIGHTS["lpips"], sha256=digest))
+    source = (tmp_path / "vgg.pth").as_uri()
+    found = json.loads(invoke("extractors", "get", "lpips", "--source", source, "--json"))
+    assert (found["name"], found["sha256"]) == ("lpips", digest)
+    assert Path(found["file"]).read_bytes() == b"weights"
+    assert invoke("extractors", "get", "lpips", "--source", source) == found["file"] + "\n"
+
+
 def test_sample_draws_the_same_latents_again_and_other_weights_differently(run: Path, tmp_path: Path) -> None:
     for name, options in {
         "new": (),
@@ -174,6 +204,8 @@ def test_sample_draws_the_same_latents_again_and_other_weights_differently(run: 
         out = tmp_path / f"{name}.png"
         text = invoke("sample", run, "--out", out, "--rows", 2, *options)
         assert text == f"{out}: 2 x 2 images at {0 if name == 'old' else 8} kimg\n"
+    facts = json.loads(invoke("sample", run, "--out", tmp_path / "new.png", "--rows", 2, "--json"))
+    assert (facts["file"], facts["nimg"], facts["rows"]) == (str(tmp_path / "new.png"), 8000, 2)
     found = {}
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as image:
@@ -190,6 +222,8 @@ def test_sample_draws_the_same_latents_again_and_other_weights_differently(run: 
         (["evaluate", "{run}/nowhere"], RunError, "is no run directory"),
         (["evaluate", "{run}/../../images"], SpecError, "--against: is missing"),
         (["evaluate", "{run}/../../images", "--seed", "1"], SpecError, "--seed: .* leave --seed out"),
+        (["evaluate", "{run}/../../images", "-m", "latency_ms"], SpecError, "latency_ms: is asked of a system"),
+        (["evaluate", "{run}", "-m", "ppl-wend_pixels"], EvaluationError, "biggan has no w, .*; use ppl-zend_pixels"),
         (["evaluate", "{run}", "--balance", "even"], SpecError, "neither data nor uniform"),
         (["evaluate", "{run}", "--figure", "a.png"], SpecError, "--figure: .* -m memorised_pixels"),
         (["compare-sets", "{run}/../../images", "{run}/../../nothing"], DataError, "does not exist"),

@@ -17,7 +17,7 @@ def test_known_names_say_kind_and_extractor() -> None:
 
 def test_distances_are_better_low_and_shares_high() -> None:
     higher = {metric.kind for metric in METRICS.values() if metric.higher_is_better}
-    assert higher == {"precision", "recall", "density", "coverage", "is"}
+    assert higher == {"precision", "recall", "density", "coverage", "is", "cas", "cas-resnet"}
 
 
 def test_the_inception_score_needs_a_classifier() -> None:
@@ -26,6 +26,13 @@ def test_the_inception_score_needs_a_classifier() -> None:
         "inception",
         "inception-tensorflow",
     }
+
+
+def test_lpips_is_a_distance_of_pairs_and_the_resnet_sees_colours() -> None:
+    assert {m.kind[:4] for m in METRICS.values() if m.extractor == "lpips"} == {"ppl-"}
+    assert [name for name, m in METRICS.items() if m.kind == "cas-resnet"] == ["cas-resnet_pixels"]
+    assert parse_metric("ppl-wend-face_lpips") == ("ppl-wend-face", "lpips")
+    assert parse_metric("ppl-zfull_inception-pytorch-768").is_path
 
 
 def test_only_fid_hides_its_extractor() -> None:
@@ -47,6 +54,8 @@ def test_only_fid_hides_its_extractor() -> None:
         ("coverage", "coverage_efflite0"),
         ("inception_score", "is_inception"),
         ("precision_efflite", "precision_efflite0"),
+        ("ppl2_wend", "ppl-wend_lpips"),
+        ("cas_resnet", "cas-resnet_pixels"),
     ],
 )
 def test_unknown_name_suggests_the_one_meant(written: str, meant: str) -> None:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from bessemer.cli.app import app
 from bessemer.errors import EvaluationError, SpecError
 from bessemer.evaluation.images import open_images
+from bessemer.evaluation.lpips import get_lpips
 from bessemer.evaluation.reconstruction import compare_pairs, psnr, ssim
 
 
@@ -70,6 +71,24 @@ def test_sets_are_compared_pair_by_pair(tmp_path: Path) -> None:
     assert json.loads(result.output)["ssim"] == pytest.approx(found.ssim)
     with pytest.raises(SpecError, match="--real: does not go with --paired"):
         CliRunner().invoke(app, ["compare-sets", str(a), str(b), "--paired", "--real", "3"], catch_exceptions=False)
+
+
+def test_lpips_is_added_where_it_is_asked_for(lpips: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    images = [rng.integers(0, 200, (24, 24, 3), dtype=np.uint8) for _ in range(3)]
+    a, b = save(tmp_path / "a", [i + np.uint8(9) for i in images]), save(tmp_path / "b", images)
+    command = ["compare-sets", str(a), str(b), "--paired"]
+    found = json.loads(CliRunner().invoke(app, [*command, "--lpips", "--json"], catch_exceptions=False).output)
+    x, y = (
+        torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2) for side in ([i + np.uint8(9) for i in images], images)
+    )
+    assert found["lpips"] == pytest.approx(float(get_lpips().distance(x, y).mean()), rel=1e-5)
+    assert found["lpips_sha256"] == get_lpips().weights_sha256
+    assert json.loads(CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False).output)["lpips"] is None
+    header = CliRunner().invoke(app, [*command, "--lpips"], catch_exceptions=False).output.splitlines()[0]
+    assert header.split() == ["psnr", "ssim", "lpips", "pairs", "equal", "pairs"]
+    with pytest.raises(SpecError, match="--lpips: is a distance of two images; add --paired"):
+        CliRunner().invoke(app, [*command[:3], "--lpips"], catch_exceptions=False)
 
 
 def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:

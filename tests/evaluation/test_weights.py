@@ -51,7 +51,7 @@ def test_an_address_that_does_not_answer_is_named(published: Path, tmp_path: Pat
 
 def test_what_has_no_single_file_says_where_to_choose_one() -> None:
     with pytest.raises(
-        EvaluationError, match=r"fetched are inception, inception-pytorch\. Choose a file from .*dinov2"
+        EvaluationError, match=r"fetched are inception, inception-pytorch, vgg16, lpips\. Choose a file from .*dinov2"
     ):
         fetch("dinov2")
     with pytest.raises(EvaluationError, match="fetched are inception, inception-pytorch"):

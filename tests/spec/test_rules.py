@@ -198,6 +198,14 @@ def test_likelihoods_are_metrics_without_an_extractor() -> None:
     text = broken(evaluation={**evaluation, "metrics": []})
     assert "evaluation.held_out: y has no effect while evaluation.metrics lacks bits_per_dim" in text
     assert "evaluation.importance_samples: 10 has no effect" in text
+    for metric in ("cas_efflite0", "cas-resnet_pixels"):
+        job(evaluation={"metrics": [metric], "held_out": "y"})
+
+
+def test_speeds_are_not_measured_while_training() -> None:
+    text = broken(evaluation={"metrics": ["samples_per_s"]})
+    assert "'samples_per_s' says nothing while a run trains" in text
+    assert "bessemer evaluate RUN -m samples_per_s" in text
 
 
 def test_steps_that_are_left_out_are_longer_than_clipped_ones() -> None:

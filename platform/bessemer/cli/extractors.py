@@ -39,7 +39,7 @@ def list_extractors(json: Annotated[bool, typer.Option("--json", help="Print the
         except EvaluationError as e:
             row["missing"] = str(e)
         else:
-            row |= {"dimension": extractor.dimension, "weights_sha256": extractor.weights_sha256}
+            row |= {"dimension": extractor.dimension or None, "weights_sha256": extractor.weights_sha256}
         rows.append(row)
     if json:
         echo_json(rows)
@@ -60,15 +60,23 @@ def list_extractors(json: Annotated[bool, typer.Option("--json", help="Print the
 
 @app.command()
 def get(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="inception or inception-pytorch.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="inception, inception-pytorch, or vgg16 and lpips, which go together.")
+    ],
     source: Annotated[
         str | None, typer.Option(help="Another address of the same file, such as a mirror or file:///...")
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print name, file and sha256 as JSON.")] = False,
 ) -> None:
     """Download published weights into the cache, whole and with the right hash or not at all.
 
     Nothing else ever downloads weights. Several processes may ask at once: one downloads.
     """
-    from bessemer.evaluation.weights import fetch
+    from bessemer.cli.output import echo_json
+    from bessemer.evaluation.weights import check_weights, fetch
 
-    typer.echo(fetch(name, source))
+    path = fetch(name, source)
+    if json:
+        echo_json({"name": name, "file": path, "sha256": check_weights(name, path)})
+    else:
+        typer.echo(path)

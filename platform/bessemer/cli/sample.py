@@ -25,6 +25,7 @@ def sample(
         str | None, typer.Option(help="Snapshot, such as kimg-000012.800. Default: the newest.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: a GPU if there is one.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was drawn, and where it is, as JSON.")] = False,
 ) -> None:
     """Draw a grid of images with the averaged weights. The same seed gives the same latents at every snapshot."""
     from bessemer.orchestration.run_directory import RunDirectory
@@ -54,4 +55,10 @@ def sample(
         save_png(out, grid)
     except OSError as e:
         raise MachineError(f"{out}: cannot be written ({e.strerror}); choose another place with --out.") from None
-    typer.echo(f"{out}: {rows} x {rows} images at {info.nimg / 1000:g} kimg")
+    if json:
+        from bessemer.cli.output import echo_json
+
+        facts = {"file": out, "rows": rows, "nimg": info.nimg, "weights_sha256": info.weights_sha256}
+        echo_json({**facts, "seed": seed, "truncation": truncation, "class": class_name})
+    else:
+        typer.echo(f"{out}: {rows} x {rows} images at {info.nimg / 1000:g} kimg")

@@ -20,9 +20,10 @@ from bessemer.evaluation.compute import Comparison, FeatureSet, Value
 from bessemer.evaluation.extractors import Extractor, get_extractor
 from bessemer.evaluation.images import RealImages
 from bessemer.evaluation.metrics import Gaussian
-from bessemer.evaluation.names import KINDS, Metric, MetricKind, parse_metric
+from bessemer.evaluation.names import CLIP_KINDS, HELD_OUT_KINDS, KINDS, Metric, MetricKind, parse_metric
+from bessemer.evaluation.paths import evaluate_paths
 from bessemer.evaluation.records import EvaluationRecord
-from bessemer.evaluation.reference import Reference, reference_features, reference_hash
+from bessemer.evaluation.reference import Reference, joined, reference_features, reference_hash
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, allocate_labels, draw_chunk, prepare, sampling_mode, to_uint8
 from bessemer.evaluation.team import ALONE, Features, Group, Moments, Progress, Team
 from bessemer.systems.contract import System
@@ -60,6 +61,7 @@ def evaluate_system(
     *,
     samples: int,
     real: int | None = None,
+    held_out: RealImages | None = None,
     balance: Balance = "data",
     batch_size: int = 50,
     seed: int = 0,
@@ -80,6 +82,7 @@ def evaluate_system(
         samples: images to generate.
         real: real images to compare with; as many as `samples` if not given, and all of them for `memorised`. Where
             there are fewer, all.
+        held_out: real images that the classifiers of `cas` are asked about; those of `dataset` if not given.
         balance: labels of the generated images, in the proportions of the data set or the same number of each class.
         batch_size: images per forward pass of an extractor; taken in whole chunks of 32 when larger than that.
         seed: seed of the latents.
@@ -93,26 +96,20 @@ def evaluate_system(
         One record per metric on the first worker, nothing on the others.
 
     Raises:
-        EvaluationError: unknown metric, missing extractor, images that are not finite, too few images.
+        EvaluationError: unknown metric, missing extractor, images that are not finite, too few images, or a path length
+            of a system without latents.
         DataError: a real image cannot be read.
     """
     started = time.perf_counter()
     _check_counts(samples, len(dataset))
-    plan = _plan(metrics, device, samples, real)
-    if not plan.wanted:
+    walked, compared = ([name for name in metrics if parse_metric(name).is_path is paths] for paths in (True, False))
+    plan = _plan(compared, device, samples, real)
+    if not metrics:
         return []
     team = Team(group, batch_size, progress or (lambda *_: None))
-    references = {
-        name: reference_features(dataset, extractor, plan.most_real(name, len(dataset)), cache_dir, team)
-        for name, extractor in plan.extractors.items()
-    }
-    labels = allocate_labels(sampled_counts(info.class_counts, balance), samples)
-    sides = {name: _Side.begin(plan, name, samples, references[name], device) for name in plan.extractors}
-    _generate(system, info, labels, sides.values(), (seed, truncation, balance), device, team)
-    for side in sides.values():
-        side.finish(samples, team)
-    if group.rank > 0:
-        return []
+    references = _references(plan, dataset, held_out or dataset, cache_dir, team)
+    counts = sampled_counts(info.class_counts, balance)
+    labels = allocate_labels(counts, samples)
     profile = " ".join(f"{key}={value}" for key, value in sorted(info.ema.items()))
     facts = {
         "samples": samples,
@@ -122,10 +119,21 @@ def evaluate_system(
         "weights": f"ema {profile}".strip(),
         "weights_sha256": info.weights_sha256,
     }
-    ids = np.arange(samples)
-    classes = tuple(info.class_names)
-    found = {name: side.result(ids, labels, classes) for name, side in sides.items()}
-    return _records(plan, found, references, facts, started)
+    records = []
+    if walked:  # first: paths are walked without truncation, and standing statistics stay those of the samples
+        prepare(system, counts, seed=seed, truncation=None, device=device)
+        records += evaluate_paths(system, walked, labels, seed=seed, device=device, team=team, facts=facts)
+    if compared:
+        sides = {name: _Side.begin(plan, name, samples, references, device) for name in plan.extractors}
+        prepare(system, counts, seed=seed, truncation=truncation, device=device)
+        _generate(system, labels, sides.values(), (seed, truncation), device, team)
+        for side in sides.values():
+            side.finish(samples, team)
+        if group.rank == 0:
+            ids, classes = np.arange(samples), tuple(info.class_names)
+            found = {name: side.result(ids, labels, classes) for name, side in sides.items()}
+            records += _records(plan, found, references, facts, device, started)
+    return sorted(records, key=lambda record: list(metrics).index(record.metric))
 
 
 def compare_images(
@@ -165,11 +173,11 @@ def compare_images(
     if not plan.wanted:
         return []
     team = Team(group, batch_size, progress or (lambda *_: None))
-    found: dict[str, FeatureSet | Moments] = {}
-    references = {}
-    for name, extractor in plan.extractors.items():
-        found[name] = reference_features(images, extractor, count, cache_dir, team).features
-        references[name] = reference_features(dataset, extractor, plan.most_real(name, len(dataset)), cache_dir, team)
+    found: dict[str, FeatureSet | Moments] = {
+        name: reference_features(images, extractor, count, cache_dir, team).features
+        for name, extractor in plan.extractors.items()
+    }
+    references = _references(plan, dataset, dataset, cache_dir, team)
     if group.rank > 0:
         return []
     facts = {
@@ -180,7 +188,7 @@ def compare_images(
         "weights": "images",
         "weights_sha256": images.manifest.hash,
     }
-    return _records(plan, found, references, facts, started)
+    return _records(plan, found, references, facts, device, started)
 
 
 def sampled_counts(class_counts: Sequence[int], balance: Balance) -> list[int]:
@@ -206,13 +214,46 @@ class _Plan:
         """Real images that a kind of metric takes of `images`: copies are looked for among all of them."""
         return images if kind == "memorised" and not self.real_is_asked else min(self.real, images)
 
-    def most_real(self, extractor: str, images: int) -> int:
-        """Real images whose features are needed."""
-        return max(self.real_count(kind, images) for kind in self.kinds(extractor))
+
+@dataclass(frozen=True)
+class _References:
+    """Features of the real images, by extractor."""
+
+    compared: Mapping[str, Reference]
+    held_out: Mapping[str, Reference]
+    """Those that classifiers are asked about."""
+
+    def of(self, metric: Metric) -> Reference:
+        """What a metric needs."""
+        return (self.held_out if metric.kind in HELD_OUT_KINDS else self.compared)[metric.extractor]
+
+
+def _references(
+    plan: _Plan, dataset: RealImages, held_out: RealImages, cache_dir: Path | None, team: Team
+) -> _References:
+    def features(images: RealImages, *, held: bool) -> dict[str, Reference]:
+        found = {}
+        for name, extractor in plan.extractors.items():
+            counts = [
+                plan.real_count(kind, len(images)) for kind in plan.kinds(name) if (kind in HELD_OUT_KINDS) == held
+            ]
+            if counts:
+                found[name] = reference_features(images, extractor, max(counts), cache_dir, team)
+        return found
+
+    found = _References(features(dataset, held=False), features(held_out, held=True))
+    for name, metric in plan.wanted.items():
+        of_clips = found.of(metric).features.frames > 1
+        if of_clips != (metric.kind in CLIP_KINDS):
+            have, instead = ("clips", f"fdframes_{metric.extractor} or fdsteps") if of_clips else ("images", "fd")
+            raise EvaluationError(f"metric {name}: the data set holds {have}; use {instead}_{metric.extractor}.")
+    return found
 
 
 def _plan(metrics: Sequence[str], device: torch.device | str, default: int, real: int | None) -> _Plan:
     wanted = {name: parse_metric(name) for name in metrics}
+    if path := next((name for name, metric in wanted.items() if metric.is_path), None):
+        raise EvaluationError(f"metric {path}: walks a system's latents, and images have none; leave it out.")
     names = dict.fromkeys(metric.extractor for metric in wanted.values())
     extractors: dict[str, Extractor] = {name: get_extractor(name, device) for name in names}
     return _Plan(wanted, extractors, default if real is None else real, real is not None)
@@ -233,14 +274,14 @@ class _Side:
     features: Features | None = None
 
     @classmethod
-    def begin(cls, plan: _Plan, name: str, samples: int, reference: Reference, device: torch.device | str) -> _Side:
+    def begin(cls, plan: _Plan, name: str, samples: int, references: _References, device: torch.device | str) -> _Side:
         extractor = plan.extractors[name]
         d = extractor.dimension
         # With no more images than dimensions the distance is computed from the images themselves.
-        if plan.kinds(name) <= {"fd"} and min(samples, len(reference.features)) > d:
+        if plan.kinds(name) <= {"fd"} and min(samples, len((reference := references.compared[name]).features)) > d:
             mean = reference.features.features.mean(axis=0, dtype=np.float64)
             return cls(extractor, [], Moments(mean, device))
-        return cls(extractor, [np.empty((0, d), dtype=np.float32)], None)
+        return cls(extractor, [], None)
 
     def add(self, features: torch.Tensor) -> None:
         if self.moments is not None:
@@ -253,31 +294,29 @@ class _Side:
         if self.moments is not None:
             return self.moments
         assert self.features is not None
-        return FeatureSet(self.features, ids, labels, classes)
+        frames = self.features.shape[1] // self.extractor.dimension
+        return FeatureSet(self.features, ids, labels, classes, frames)
 
     def finish(self, samples: int, team: Team) -> None:
         """Bring the workers' shares together."""
         if self.moments is not None:
             team.group.sum(self.moments.sums)
         else:
-            self.features = team.join(samples, team.group.gather(np.concatenate(self.own)))
+            own = joined(self.own, self.extractor.dimension)
+            self.features = team.join(samples, team.group.gather(own))
         self.own = []
 
 
 def _generate(
     system: System,
-    info: SampledWeights,
     labels: Any,
     sides: Iterable[_Side],
-    protocol: tuple[int, float | None, Balance],
+    protocol: tuple[int, float | None],
     device: torch.device | str,
     team: Team,
 ) -> None:
     """Draw this worker's images, and hand their features to `sides`."""
-    seed, truncation, balance = protocol
-    samples, bad = len(labels), 0
-    counts = sampled_counts(info.class_counts, balance)
-    prepare(system, counts, seed=seed, truncation=truncation, device=device)
+    (seed, truncation), samples, bad = protocol, len(labels), 0
     with sampling_mode(system):
         for batch in team.counted_batches("generated images", samples):
             chunks = range(batch.start // SAMPLE_CHUNK, -(-batch.stop // SAMPLE_CHUNK))
@@ -298,22 +337,23 @@ def _generate(
 def _records(
     plan: _Plan,
     generated: Mapping[str, FeatureSet | Moments],
-    references: Mapping[str, Reference],
+    references: _References,
     facts: Mapping[str, Any],
+    device: torch.device | str,
     started: float,
 ) -> list[EvaluationRecord]:
-    comparisons: dict[tuple[str, int], Comparison] = {}
+    comparisons: dict[tuple[str, int, bool], Comparison] = {}
     values: list[tuple[Value, int]] = []
     for metric in plan.wanted.values():
-        reference, own = references[metric.extractor], generated[metric.extractor]
+        reference, own = references.of(metric), generated[metric.extractor]
         real = reference.part(plan.real_count(metric.kind, reference.images))
         if isinstance(own, Moments):
             distance = own.gaussian().distance(Gaussian.fitted(real.features.astype(np.float64)))
             values.append((Value(distance), len(real)))
             continue
-        key = (metric.extractor, len(real))
+        key = (metric.extractor, len(real), metric.kind in HELD_OUT_KINDS)
         if key not in comparisons:
-            comparisons[key] = Comparison(own, real, reference.extractor.head)
+            comparisons[key] = Comparison(own, real, reference.extractor.head, facts["seed"] or 0, device)
         values.append((comparisons[key].value(metric.kind), len(real)))
     seconds = time.perf_counter() - started
     return [
@@ -324,9 +364,7 @@ def _records(
             higher_is_better=metric.higher_is_better,
             estimator=KINDS[metric.kind].estimator,
             reference_samples=count,
-            reference_hash=reference_hash(
-                references[metric.extractor].data_hash, plan.extractors[metric.extractor], count
-            ),
+            reference_hash=reference_hash(references.of(metric).data_hash, plan.extractors[metric.extractor], count),
             extractor=metric.extractor,
             extractor_sha256=plan.extractors[metric.extractor].weights_sha256,
             preprocessing=plan.extractors[metric.extractor].preprocessing,

@@ -29,7 +29,7 @@ class Extractor(Protocol):
 
     @property
     def dimension(self) -> int:
-        """Length of a feature vector."""
+        """Length of a feature vector; 0 where it depends on the size of the images."""
 
     @property
     def weights_sha256(self) -> str:
@@ -44,7 +44,10 @@ class Extractor(Protocol):
         """Its classifier, where it has one."""
 
     def features(self, images: Tensor) -> Tensor:
-        """Features [N, dimension] float32 of [N, 1 or 3, H, W] uint8 images, on the extractor's device.
+        """Features [N, dimension] float32 of [N, 1 or 3, H, W] images, on the extractor's device.
+
+        Args:
+            images: uint8; or float32 of 0 to 255, where 8 bits are too coarse.
 
         Raises:
             EvaluationError: images of another type or shape.
@@ -61,6 +64,10 @@ def get_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
         raise EvaluationError(f"extractor {name!r}: there is none of this name; known: {', '.join(EXTRACTORS)}.")
     if name in ("efflite0", "pixels"):
         return _without_weights(name, torch.device(device))
+    if name == "lpips":
+        from bessemer.evaluation.lpips import get_lpips
+
+        return get_lpips(device)
     from bessemer.evaluation.weights import find_weights
 
     family = "inception-pytorch" if name.startswith("inception-pytorch") else name.removesuffix("-tensorflow")
@@ -95,15 +102,17 @@ def _with_weights(name: str, weights: Path, device: torch.device) -> Extractor:
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what is not [N, 1 or 3, H, W] uint8; extractors repeat a single channel to three.
+    """Refuse what is not [N, 1 or 3, H, W] of 0 to 255; extractors repeat a single channel to three.
 
     Raises:
-        EvaluationError: another type or shape.
+        EvaluationError: another type, shape or scale.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise EvaluationError(
             f"images: {images.dtype} of shape {list(images.shape)}, but extractors take uint8 [N, 1 or 3, H, W]."
         )
+    if images.is_floating_point() and images.numel() and (low := float(images.min())) < 0:
+        raise EvaluationError(f"images: hold {low:.4g}, but floats must be scaled to 0 to 255 as bytes are.")
 
 
 @torch.no_grad()
@@ -114,7 +123,7 @@ def in_passes(
 
     Args:
         extract: features [n, dimension] of images [n, 1 or 3, H, W].
-        images: [N, 1 or 3, H, W] uint8.
+        images: [N, 1 or 3, H, W] uint8, or float32 of 0 to 255.
         device: where it computes.
         most: images per pass; unset for as many as the caches hold on the CPU, and all of them on a GPU.
 

@@ -4,25 +4,52 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast
 
 from bessemer.errors import EvaluationError
 
 __all__ = [
+    "CLIP_KINDS",
     "EXTRACTORS",
+    "HELD_OUT_KINDS",
     "KINDS",
     "LIKELIHOODS",
     "METRICS",
+    "SPEEDS",
     "ExtractorName",
     "Kind",
     "Metric",
     "MetricKind",
+    "Speed",
     "describe_metrics",
     "parse_metric",
     "split_metrics",
 ]
 
-MetricKind = Literal["fd", "kid", "precision", "recall", "density", "coverage", "fdinf", "intrafd", "is", "memorised"]
+MetricKind = Literal[
+    "fd",
+    "kid",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "fdinf",
+    "intrafd",
+    "is",
+    "cas",
+    "cas-resnet",
+    "memorised",
+    "fdframes",
+    "fdsteps",
+    "ppl-zend",
+    "ppl-zfull",
+    "ppl-wend",
+    "ppl-wfull",
+    "ppl-zend-face",
+    "ppl-zfull-face",
+    "ppl-wend-face",
+    "ppl-wfull-face",
+]
 ExtractorName = Literal[
     "efflite0",
     "inception",
@@ -33,6 +60,7 @@ ExtractorName = Literal[
     "dinov2",
     "clip",
     "pixels",
+    "lpips",
 ]
 
 
@@ -58,6 +86,23 @@ class Metric(NamedTuple):
         """Whether more is better."""
         return KINDS[self.kind].higher_is_better
 
+    @property
+    def is_path(self) -> bool:
+        """Whether it is a perceptual path length, which needs a system and no real images."""
+        return self.kind.startswith("ppl-")
+
+
+def _path_kinds() -> dict[MetricKind, Kind]:
+    found: dict[MetricKind, Kind] = {}
+    for crop in ("", "-face"):
+        for space in ("z", "w"):
+            for part, where in (("end", "at the ends of paths"), ("full", "anywhere on paths")):
+                shown = ", of the middle of faces" if crop else ""
+                meaning = f"perceptual path length in {space}, {where}{shown}"
+                kind = cast("MetricKind", f"ppl-{space}{part}{crop}")
+                found[kind] = Kind(meaning, False, "epsilon 1e-4, 1st to 99th percentile, edges of 256 at most")
+    return found
+
 
 KINDS: Final[dict[MetricKind, Kind]] = {
     "kid": Kind("kernel distance", False, "unbiased, 100 subsets of 1000"),
@@ -69,7 +114,18 @@ KINDS: Final[dict[MetricKind, Kind]] = {
     "fdinf": Kind("Frechet distance at infinitely many generated images", False, "15 sizes, line in 1/n"),
     "intrafd": Kind("mean over the classes of their Frechet distances", False, "covariances with n - 1"),
     "is": Kind("Inception Score", True, "10 splits"),
+    "cas": Kind(
+        "share of real images whose class a classifier says that learned from generated ones",
+        True,
+        "logistic regression, ridge 0.01",
+    ),
+    "cas-resnet": Kind("the same by a small ResNet on 32 x 32 pixels", True, "ResNet-8, 2000 steps of 128 images"),
     "memorised": Kind("share of generated images that are suspiciously near a real one", False, "nearest neighbour"),
+    "fdframes": Kind("Frechet distance of all frames of clips", False, "covariances with n - 1"),
+    "fdsteps": Kind(
+        "Frechet distance of how features change from each frame of a clip to the next", False, "covariances with n - 1"
+    ),
+    **_path_kinds(),
 }
 """Kind -> what it is."""
 
@@ -82,9 +138,16 @@ EXTRACTORS: Final[dict[ExtractorName, str]] = {
     "inception-pytorch-1280": "its 1280 channels after the last reduction",
     "dinov2": "DINOv2 vision transformer, class token: weights brought by you",
     "clip": "CLIP's vision transformer, image embedding: weights brought by you",
-    "pixels": "colours at 32 x 32 pixels, 3072-d: no network; for memorised_pixels",
+    "pixels": "colours at 32 x 32 pixels, 3072-d: no network; for memorised_pixels and cas-resnet_pixels",
+    "lpips": "LPIPS, perceptual distance of VGG-16: for paths and pairs; weights brought by you",
 }
 """Extractor -> what it is."""
+
+CLIP_KINDS: Final[frozenset[MetricKind]] = frozenset({"fdframes", "fdsteps"})
+"""Kinds that compare clips; all others compare images."""
+
+HELD_OUT_KINDS: Final[frozenset[MetricKind]] = frozenset({"cas", "cas-resnet"})
+"""Kinds that ask about real images which nothing was trained on, where there are any."""
 
 _HAS_HEAD: Final = frozenset({"efflite0", "inception", "inception-tensorflow"})
 """Extractors with a classifier, which the Inception Score needs."""
@@ -94,11 +157,19 @@ def _name(kind: MetricKind, extractor: ExtractorName) -> str:
     return "fid" if (kind, extractor) == ("fd", "inception") else f"{kind}_{extractor}"
 
 
+def _exists(metric: Metric) -> bool:
+    if metric.extractor == "lpips":
+        return metric.is_path
+    if metric.kind == "cas-resnet":
+        return metric.extractor == "pixels"
+    return metric.kind != "is" or metric.extractor in _HAS_HEAD
+
+
 METRICS: Final[dict[str, Metric]] = {
     _name(kind, extractor): Metric(kind, extractor)
     for extractor in EXTRACTORS
     for kind in KINDS
-    if kind != "is" or extractor in _HAS_HEAD
+    if _exists(Metric(kind, extractor))
 }
 """Every metric by its name: `KIND_EXTRACTOR`, and `fid` for `fd` of `inception`."""
 
@@ -106,6 +177,20 @@ LIKELIHOODS: Final[dict[str, str]] = {
     "bits_per_dim": "negative log-likelihood of real images or a bound of it, in bits per colour value",
 }
 """Metrics that compare no images and need no extractor, for systems with a likelihood; lower is better."""
+
+
+class Speed(NamedTuple):
+    """A speed of sampling."""
+
+    meaning: str
+    higher_is_better: bool
+
+
+SPEEDS: Final[dict[str, Speed]] = {
+    "samples_per_s": Speed("images drawn per second, in batches", True),
+    "latency_ms": Speed("milliseconds that a single image takes", False),
+}
+"""Speeds of sampling, which depend on the machine; for `bessemer evaluate` of a run or a snapshot."""
 
 # Names that people bring from elsewhere, which here would hide the extractor or misuse `fid`.
 _HABITS: Final[dict[str, str]] = {
@@ -121,7 +206,15 @@ _HABITS: Final[dict[str, str]] = {
     "inception_score": "is_inception",
     "fd_dinov2": "fd_dinov2",
     "fid_infinity": "fdinf_inception",
+    "fvd": "fdsteps_efflite0",
     "intra_fid": "intrafd_inception",
+    "ppl": "ppl-zend_efflite0",
+    "ppl_zend": "ppl-zend_lpips",
+    "ppl_zfull": "ppl-zfull_lpips",
+    "ppl_wend": "ppl-wend_lpips",
+    "ppl_wfull": "ppl-wfull_lpips",
+    "ppl2_wend": "ppl-wend_lpips",
+    "cas_resnet": "cas-resnet_pixels",
 }
 
 
@@ -145,8 +238,8 @@ def parse_metric(name: str) -> Metric:
 
 def describe_metrics() -> str:
     """One sentence for the help of commands."""
-    kinds, extractors = ", ".join(KINDS), ", ".join(EXTRACTORS)
-    return f"{', '.join(LIKELIHOODS)}, fid, or KIND_EXTRACTOR with a kind of {kinds} and an extractor of {extractors}"
+    alone, kinds, extractors = (", ".join(names) for names in ([*LIKELIHOODS, *SPEEDS], KINDS, EXTRACTORS))
+    return f"{alone}, fid, or KIND_EXTRACTOR with a kind of {kinds} and an extractor of {extractors}"
 
 
 def split_metrics(names: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.images import ImageFiles, RealImages, read_in_groups
+from bessemer.evaluation.lpips import Lpips
 
 __all__ = ["Reconstruction", "compare_pairs", "psnr", "ssim"]
 
@@ -76,6 +77,10 @@ class Reconstruction:
     psnr: float | None
     """Over the pairs that differ; None where all are equal."""
     ssim: float
+    lpips: float | None
+    """None where it was not asked for."""
+    lpips_sha256: str
+    """Hash of the weights of LPIPS; empty without."""
     equal: int
     """Pairs without any difference, whose PSNR is infinite."""
     images: str
@@ -89,9 +94,21 @@ class Reconstruction:
 
 
 def compare_pairs(
-    images: RealImages, originals: RealImages, *, batch_size: int = 50, device: torch.device | str = "cpu"
+    images: RealImages,
+    originals: RealImages,
+    *,
+    lpips: Lpips | None = None,
+    batch_size: int = 50,
+    device: torch.device | str = "cpu",
 ) -> Reconstruction:
     """Compare two sets image by image, in their order: images in files are ordered by class and name.
+
+    Args:
+        images: reconstructed, such as by an autoencoder.
+        originals: what they were made of.
+        lpips: the perceptual distance, where it is wanted too.
+        batch_size: pairs at a time.
+        device: where to compute.
 
     Raises:
         EvaluationError: the sets differ in number, or two images of a pair in size.
@@ -100,7 +117,7 @@ def compare_pairs(
         raise EvaluationError("pairs of images: packing a data set shuffles it; give two folders, or two packed sets.")
     if len(images) != len(originals):
         raise EvaluationError(f"pairs of images: {len(images)} and {len(originals)} cannot be paired; give as many.")
-    ratios, similarities = [], []
+    ratios, similarities, distances = [], [], []
     for start in range(0, len(images), batch_size):
         ids = np.arange(start, min(start + batch_size, len(images)))
         left, right = (_one_by_one(read_in_groups(side, ids)) for side in (images, originals))
@@ -116,12 +133,16 @@ def compare_pairs(
             x, y = (torch.from_numpy(np.stack([side[p] for p in positions])).to(device) for side in (left, right))
             ratios.append(psnr(x, y))
             similarities.append(ssim(x, y))
+            if lpips is not None:
+                distances.append(lpips.distance(x, y))
     ratio, similarity = torch.cat(ratios), torch.cat(similarities)
     finite = ratio[ratio.isfinite()]
     return Reconstruction(
         pairs=len(images),
         psnr=float(finite.mean()) if len(finite) else None,
         ssim=float(similarity.mean()),
+        lpips=float(torch.cat(distances).double().mean()) if distances else None,
+        lpips_sha256=lpips.weights_sha256 if lpips is not None else "",
         equal=len(ratio) - len(finite),
         images=images.manifest.hash,
         originals=originals.manifest.hash,

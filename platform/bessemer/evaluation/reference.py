@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from bessemer.files import cache_dir, write_atomically
 
 __all__ = [
     "Reference",
+    "joined",
     "load_reference",
     "reference_features",
     "reference_hash",
@@ -48,7 +50,7 @@ class Reference:
             return self.features
         assert len(self.features) == self.images, "a choice of a choice is another choice"
         rows, own = reference_ids(self.images, count), self.features
-        return FeatureSet(own.features[rows], own.ids[rows], own.labels[rows], own.classes)
+        return replace(own, features=own.features[rows], ids=own.ids[rows], labels=own.labels[rows])
 
 
 def reference_features(
@@ -59,7 +61,8 @@ def reference_features(
     classes = tuple(images.manifest.classes)
 
     def found(features: Features) -> Reference:
-        own = FeatureSet(features, ids, np.asarray(images.labels)[ids], classes)
+        frames = features.shape[1] // extractor.dimension
+        own = FeatureSet(features, ids, np.asarray(images.labels)[ids], classes, frames)
         return Reference(own, len(images), images.manifest.hash, extractor)
 
     key = reference_hash(images.manifest.hash, extractor, count)
@@ -67,13 +70,14 @@ def reference_features(
     kept = load_reference(path, key, (count, extractor.dimension))
     if all(team.group.gather(kept is not None)) and kept is not None:
         return found(kept)
-    own = [np.empty((0, extractor.dimension), dtype=np.float32)]  # a worker may have no batch
+    own: list[Features] = []
     for batch in team.counted_batches(f"real images, {extractor.name}", count):
-        rows = np.empty((len(batch), extractor.dimension), dtype=np.float32)
-        for positions, pixels in read_in_groups(images, ids[batch.start : batch.stop]):
-            rows[positions] = team.features(extractor, torch.from_numpy(pixels)).cpu().numpy()
-        own.append(rows)
-    features = team.join(count, team.group.gather(np.concatenate(own)))
+        positions, rows = [], []
+        for numbers, pixels in read_in_groups(images, ids[batch.start : batch.stop]):
+            positions.append(numbers)
+            rows.append(team.features(extractor, torch.from_numpy(pixels)).cpu().numpy())
+        own.append(np.concatenate(rows)[np.argsort(np.concatenate(positions))])
+    features = team.join(count, team.group.gather(joined(own, extractor.dimension)))
     if kept is None:
         try:
             save_reference(path, key, features)
@@ -107,8 +111,16 @@ def reference_path(directory: Path, extractor: Extractor, key: str) -> Path:
     return directory / f"{extractor.name}-{key[:32]}.npz"
 
 
+def joined(parts: Sequence[Features], dimension: int) -> Features:
+    """A worker's features of all its batches; it may have none."""
+    return np.concatenate(parts) if parts else np.empty((0, dimension), dtype=np.float32)
+
+
 def load_reference(path: Path, key: str, shape: tuple[int, int]) -> Features | None:
-    """Features [images, dimension] as they were saved; ``None`` if the file is missing, torn or of another kind."""
+    """Features as they were saved: [images, dimension], or a multiple of that for clips.
+
+    None if the file is missing, torn or of another kind.
+    """
     try:
         # Opened here, because NumPy leaves the files of broken archives open. Each member carries a checksum.
         with path.open("rb") as f, np.load(f, allow_pickle=False) as file:
@@ -117,7 +129,9 @@ def load_reference(path: Path, key: str, shape: tuple[int, int]) -> Features | N
             features = file["features"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    if features.shape != shape or features.dtype != np.float32:
+    if features.ndim != 2 or len(features) != shape[0] or features.dtype != np.float32:
+        return None
+    if features.shape[1] < shape[1] or features.shape[1] % shape[1]:
         return None
     return np.asarray(features, dtype=np.float32)
 

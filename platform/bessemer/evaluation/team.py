@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from bessemer.evaluation.sampling import SAMPLE_CHUNK
 __all__ = ["ALONE", "Features", "Group", "Moments", "Progress", "Team"]
 
 Features = NDArray[np.float32]
+Number = TypeVar("Number", bound=np.floating)
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the images done and all images; on each worker for its own share."""
 
@@ -41,7 +42,8 @@ class Group(Protocol):
 
 
 class _Alone:
-    rank, size = 0, 1
+    rank: int = 0
+    size: int = 1
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
@@ -80,16 +82,25 @@ class Team:
             self.progress(what, done, images)
 
     def features(self, extractor: Extractor, images: Tensor) -> Tensor:
-        """Features of one batch, in as many forward passes as the batch size asks for."""
-        passes = torch.split(images, max(self.batch_size, 1)) if self.batch_size < SAMPLE_CHUNK else (images,)
-        return torch.cat([extractor.features(part) for part in passes])
+        """Features of one batch, in as many forward passes as the batch size asks for.
 
-    def join(self, total: int, parts: Sequence[Features]) -> Features:
+        Args:
+            extractor: of images.
+            images: [N, C, H, W], or clips [N, T, C, H, W].
+
+        Returns:
+            [N, d]; of clips [N, T * d].
+        """
+        pictures = images.flatten(0, -4)
+        passes = torch.split(pictures, max(self.batch_size, 1)) if self.batch_size < SAMPLE_CHUNK else (pictures,)
+        return torch.cat([extractor.features(part) for part in passes]).reshape(len(images), -1)
+
+    def join(self, total: int, parts: Sequence[NDArray[Number]]) -> NDArray[Number]:
         """The workers' features, each in the order of its batches, in the order of the images."""
-        whole = np.empty((total, parts[0].shape[1]), dtype=np.float32)
+        whole = np.empty((total, max(part.shape[1] for part in parts)), dtype=parts[0].dtype)
         for rank, part in enumerate(parts):
-            ids = np.concatenate([np.empty(0, dtype=np.int64), *self.batches(total, rank)])
-            whole[ids.astype(np.int64)] = part
+            if len(part):  # a worker may have no batch
+                whole[np.concatenate([*self.batches(total, rank)])] = part
         return whole
 
 

@@ -70,6 +70,22 @@ WEIGHTS: Final[dict[str, WeightsFile]] = {
         ("ViT-L-14.pt", "ViT-B-16.pt", "ViT-B-32.pt"),
         "https://github.com/openai/CLIP (clip/clip.py lists the files)",
     ),
+    "vgg16": WeightsFile(
+        "vgg16",
+        "BESSEMER_VGG16",
+        ("vgg16-397923af.pth",),
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af",
+        "ppl-zend_efflite0, or PSNR and SSIM of pairs",
+    ),
+    "lpips": WeightsFile(
+        "lpips",
+        "BESSEMER_LPIPS",
+        ("vgg.pth", "weights-vgg16-lpips.pth"),
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",  # of PyPI's package lpips 0.1.4
+        "ppl-zend_efflite0, or PSNR and SSIM of pairs",
+    ),
 }
 """Extractor -> its weights."""
 

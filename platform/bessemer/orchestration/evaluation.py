@@ -90,18 +90,19 @@ class Judge:
                 device=self._workers.device,
                 group=self._workers,
             )
-        records = evaluate_system(
-            system,
-            info,
-            self._dataset,
-            compared,
-            samples=spec.samples,
-            batch_size=spec.batch_size,
-            seed=seed,
-            truncation=spec.truncation,
-            device=self._workers.device,
-            group=self._workers,
-        )
+            records = evaluate_system(
+                system,
+                info,
+                self._dataset,
+                compared,
+                samples=spec.samples,
+                held_out=held_out,
+                batch_size=spec.batch_size,
+                seed=seed,
+                truncation=spec.truncation,
+                device=self._workers.device,
+                group=self._workers,
+            )
         if not self._workers.is_first:
             return False
         grid = sample_grid(system, info.class_counts, spec.grid, seed=seed, truncation=spec.truncation)

@@ -59,7 +59,10 @@ def evaluation_cost(spec: EvaluationSpec, build: Callable[[], System], *, host: 
     moments = [gathered, images + _drawing(build, SAMPLE_CHUNK if spec.metrics else spec.grid), 2 * images]
     weights, uncounted = 0, list[str]()
     compared, _ = split_metrics(spec.metrics)
-    for name in dict.fromkeys(parse_metric(metric).extractor for metric in compared):
+    wanted = [parse_metric(metric) for metric in compared]
+    if any(metric.is_path for metric in wanted):  # both ends of a step are drawn at once
+        moments.append(_drawing(build, 2 * SAMPLE_CHUNK))
+    for name in dict.fromkeys(metric.extractor for metric in wanted):
         try:
             extractor = get_extractor(name)
         except EvaluationError:

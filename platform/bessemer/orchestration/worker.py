@@ -24,7 +24,8 @@ from bessemer.data.reading.quarantine import Quarantine
 from bessemer.data.reading.stream import SliceStream
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.grid import save_png, tile
-from bessemer.evaluation.names import split_metrics
+from bessemer.evaluation.names import parse_metric, split_metrics
+from bessemer.evaluation.paths import check_walkable
 from bessemer.orchestration.backlog import Backlog
 from bessemer.orchestration.elsewhere import restore_run
 from bessemer.orchestration.evaluation import EvaluationBeside, EvaluationInTraining, Judge, held_out_images
@@ -72,7 +73,10 @@ def check_job(job: JobSpec) -> System:
             )
         with held_out_images(job, dataset):
             pass
-    _, likelihoods = split_metrics(job.evaluation.metrics)
+    compared, likelihoods = split_metrics(job.evaluation.metrics)
+    for name in compared:
+        if parse_metric(name).is_path:
+            check_walkable(system, name)
     if likelihoods and not isinstance(system, LikelihoodSystem):
         raise SpecError(
             f"evaluation.metrics: {', '.join(likelihoods)} needs a likelihood, and {system.name} has none; use metrics "

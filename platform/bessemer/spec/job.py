@@ -264,7 +264,7 @@ class EvaluationSpec(Section):
     truncation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Truncation of the latents while evaluating; unset for none."""
     held_out: str | None = None
-    """Packed set of images that are not trained on, whose likelihood `bits_per_dim` takes; those of `data.path` when
+    """Packed set of images that are not trained on, for `bits_per_dim` and `cas_...`; those of `data.path` when
     unset."""
     importance_samples: Annotated[int, Field(ge=1)] = 1
     """Draws of the latents per image for `bits_per_dim`; 1 for the ELBO, more for a tighter bound."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_job"]
 
-_METRIC = re.compile(r"[a-z][a-z0-9]*_[a-z][a-z0-9_-]*")
+_METRIC = re.compile(r"[a-z][a-z0-9-]*_[a-z][a-z0-9_-]*")
 
 
 def check_job(job: JobSpec) -> None:
@@ -216,6 +216,12 @@ def _metric_rules(job: JobSpec) -> Iterator[str]:
         kind, _, extractor = metric.partition("_")
         if metric in ("fid", "bits_per_dim"):
             continue
+        if metric in ("samples_per_s", "latency_ms"):
+            yield (
+                f"evaluation.metrics: {metric!r} says nothing while a run trains on the same machine; leave it out, "
+                f"and run `bessemer evaluate RUN -m {metric}` afterwards."
+            )
+            continue
         if kind == "fid":
             yield (
                 f"evaluation.metrics: {metric!r} is not allowed, because fid means the Inception network "
@@ -245,16 +251,18 @@ def _metric_rules(job: JobSpec) -> Iterator[str]:
 
 def _likelihood_rules(job: JobSpec) -> Iterator[str]:
     evaluation = job.evaluation
+    asks_held_out = any(metric.startswith(("bits_per_dim", "cas_", "cas-")) for metric in evaluation.metrics)
+    if evaluation.held_out is not None and not asks_held_out:
+        yield (
+            f"evaluation.held_out: {evaluation.held_out} has no effect while evaluation.metrics lacks bits_per_dim and "
+            "classification accuracies such as cas_efflite0; add one there, or remove the field."
+        )
     if "bits_per_dim" not in evaluation.metrics:
-        for field, value in (
-            ("held_out", evaluation.held_out),
-            ("importance_samples", None if evaluation.importance_samples == 1 else evaluation.importance_samples),
-        ):
-            if value is not None:
-                yield (
-                    f"evaluation.{field}: {value} has no effect while evaluation.metrics lacks bits_per_dim; "
-                    "add it there, or remove the field."
-                )
+        if evaluation.importance_samples != 1:
+            yield (
+                f"evaluation.importance_samples: {evaluation.importance_samples} has no effect while "
+                "evaluation.metrics lacks bits_per_dim; add it there, or remove the field."
+            )
     elif job.ema.batch_norm == "recomputed":
         yield (
             "ema.batch_norm: recomputed takes BatchNorm statistics from generated images, and bits_per_dim needs those "

@@ -242,6 +242,7 @@ class System(ABC):
     def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of one image's latents, by name, all of them standard normal: what :meth:`generate` takes.
 
+        The first is z, along which paths through the images lead; others are noise that only details depend on.
         Empty, as here, where an image is no function of such latents: of a Markov chain, or pixel by pixel.
         """
         return {}
@@ -260,6 +261,20 @@ class System(ABC):
             would make a constant of it.
         """
         raise NotImplementedError(f"{self.name} has no latents")
+
+    def styles(self, latents: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Tensor] | None:  # noqa: ARG002
+        """`latents` with z replaced by the w that the generator maps it to first, which :meth:`generate` takes as well.
+
+        None, as here, where there is no such mapping. It draws nothing.
+
+        Args:
+            latents: name of :attr:`latent_shapes` -> [N, *shape].
+            labels: [N] int64.
+
+        Returns:
+            name -> [N, ...]; w comes first, and noise stays as it is.
+        """
+        return None
 
     def prepare_sampling(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> None:
         """Renew what sampling depends on besides weights (standing statistics), with `labels` [N] to draw from."""

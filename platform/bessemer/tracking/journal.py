@@ -50,6 +50,7 @@ PROTOCOL_FIELDS = (
     "truncation",
     "balance",
     "weights",
+    "hardware",
 )
 """Fields of an evaluation that must agree before two of its values may be compared."""
 

@@ -286,7 +286,11 @@ class StyleGAN2(System):
 
     def generate(self, latents: Mapping[str, Tensor], labels: Tensor, truncation: float | None = None) -> Tensor:
         G = self.generator
-        w = G.mapping(latents["latents"], labels)
+        w = latents["w"] if "w" in latents else G.mapping(latents["latents"], labels)
         noise = [latents[f"noise_{i}"] for i in range(len(G.synthesis.noise_sizes))]
         images: Tensor = G.synthesis(G.broadcast(w, truncation), noise)
         return images.float().clamp(-1, 1)
+
+    def styles(self, latents: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Tensor]:
+        noise = {name: tensor for name, tensor in latents.items() if name != "latents"}
+        return {"w": self.generator.mapping(latents["latents"], labels), **noise}
