@@ -36,6 +36,7 @@ VERBS = [
     "logs",
     "mlflow",
     "plan",
+    "project",
     "quickstart",
     "report",
     "resume",

@@ -20,6 +20,7 @@ from bessemer.cli import (
     extractors,
     mlflow_page,
     plan,
+    project,
     quickstart,
     report,
     runs,
@@ -80,6 +81,7 @@ app.command(short_help="Set runs side by side.")(compare.compare)
 app.command(short_help="Rank runs, where they are comparable.")(compare.leaderboard)
 app.command(short_help="Write a page of runs: samples, curves, provenance.")(report.report)
 app.command(short_help="Draw a grid of images.")(sample.sample)
+app.command(short_help="Find an image in the latent space of a StyleGAN2.")(project.project)
 app.command(short_help="Compare generated images with real ones.")(evaluate.evaluate)
 app.command("compare-sets", short_help="Compare two sets of images.")(evaluate.compare_sets)
 app.command(short_help="Serve MLflow's page of the runs.")(mlflow_page.mlflow)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bessemer.errors import RunError
+from bessemer.errors import RunError, SpecError
 
-__all__ = ["RunArgument", "run_directory", "snapshot_directory"]
+if TYPE_CHECKING:
+    from bessemer.systems.snapshot import SnapshotInfo
+
+__all__ = ["RunArgument", "class_index", "run_directory", "snapshot_directory"]
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the run's name below runs/.")]
 
@@ -44,3 +47,20 @@ def snapshot_directory(run: Path, snapshot: str | None) -> Path:
     names = [path.name for path in snapshot_dirs(run)]
     shown = names if len(names) <= 6 else [*names[:3], "...", *names[-3:]]
     raise RunError(f"--snapshot {snapshot}: {run} has no such snapshot; it has {', '.join(shown)}.")
+
+
+def class_index(info: SnapshotInfo, name: str) -> int:
+    """Index of the class of this name.
+
+    Raises:
+        SpecError: the data set that the snapshot was trained on has no such class.
+    """
+    names = info.class_names
+    if name in names:
+        return names.index(name)
+    import difflib
+
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    raise SpecError(f"--class {name}: the data set has no such class.{hint} Classes: {shown or 'none'}.")

@@ -1,15 +1,39 @@
-"""`bessemer sample`: a grid of images from a run's newest snapshot."""
+"""`bessemer sample`: a grid of images from a run's snapshot, at one truncation or several, or of mixed styles."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bessemer.cli.locate import RunArgument, run_directory, snapshot_directory
+from bessemer.cli.locate import RunArgument, class_index, run_directory, snapshot_directory
+from bessemer.errors import SpecError
 
-__all__ = ["sample"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bessemer.systems.contract import System
+
+__all__ = ["numbers", "sample"]
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Indices such as ``0-3,7``.
+
+    Raises:
+        SpecError: it is not written so; names the option.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise SpecError(
+                f"{option} {text}: {part.strip()!r} is neither a number nor a range; write such as 0-3 or 0-3,7."
+            )
+        found += range(int(first), int(last if dash else first) + 1)
+    return found
 
 
 def sample(
@@ -18,9 +42,22 @@ def sample(
     rows: Annotated[int, typer.Option(min=1, max=64, help="Rows and columns; one class per row.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the latents.")] = 0,
     truncation: Annotated[
-        float | None, typer.Option(min=0.001, help="Truncation of the latents: smaller is safer and less varied.")
+        list[float] | None,
+        typer.Option(
+            min=0.001,
+            help="Truncation of the latents: smaller is safer and less varied. More than once: a row for each, of the "
+            "same latents.",
+        ),
     ] = None,
     class_name: Annotated[str | None, typer.Option("--class", help="Draw this class only, by name.")] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYERS",
+            help="Of StyleGAN2: give the images at the left the styles of those above in these layers, such as 0-3 for "
+            "pose and shape.",
+        ),
+    ] = None,
     snapshot: Annotated[
         str | None, typer.Option(help="Snapshot, such as kimg-000012.800. Default: the newest.")
     ] = None,
@@ -30,27 +67,28 @@ def sample(
     """Draw a grid of images with the averaged weights. The same seed gives the same latents at every snapshot."""
     from bessemer.orchestration.run_directory import RunDirectory
 
+    layers = None if mix is None else numbers(mix, "--mix")
+    truncations = truncation or []
+    if layers is not None and len(truncations) > 1:
+        raise SpecError("--mix: draws one grid, at one truncation; give --truncation once.")
     place = snapshot_directory(RunDirectory.open(run_directory(run)).path, snapshot)
 
     import torch
 
-    from bessemer.errors import MachineError, SpecError
-    from bessemer.evaluation.grid import sample_grid, save_png
+    from bessemer.errors import MachineError
+    from bessemer.evaluation.grid import sample_grid, save_png, truncation_sheet
     from bessemer.systems.snapshot import load_snapshot, read_snapshot_info
 
-    label = None
-    if class_name is not None:
-        names = read_snapshot_info(place).class_names
-        if class_name not in names:
-            import difflib
-
-            near = difflib.get_close_matches(class_name, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-            raise SpecError(f"--class {class_name}: the data set has no such class.{hint} Classes: {shown or 'none'}.")
-        label = names.index(class_name)
+    label = None if class_name is None else class_index(read_snapshot_info(place), class_name)
     system, info = load_snapshot(place, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    grid = sample_grid(system, info.class_counts, rows, seed, truncation, label=label)
+    one = truncations[0] if truncations else None
+    if layers is not None:
+        grid, shape = _mixed(system, rows, seed, layers, label or 0, one), f"{rows + 1} x {rows + 1}"
+    elif len(truncations) > 1:
+        grid = truncation_sheet(system, info.class_counts, rows, truncations, seed, label=label)
+        shape = f"{len(truncations)} x {rows}"
+    else:
+        grid, shape = sample_grid(system, info.class_counts, rows, seed, one, label=label), f"{rows} x {rows}"
     try:
         save_png(out, grid)
     except OSError as e:
@@ -58,7 +96,30 @@ def sample(
     if json:
         from bessemer.cli.output import echo_json
 
-        facts = {"file": out, "rows": rows, "nimg": info.nimg, "weights_sha256": info.weights_sha256}
-        echo_json({**facts, "seed": seed, "truncation": truncation, "class": class_name})
+        facts = {"file": out, "images": shape, "nimg": info.nimg, "weights_sha256": info.weights_sha256}
+        echo_json({**facts, "seed": seed, "truncation": truncations, "mixed_layers": layers, "class": class_name})
     else:
-        typer.echo(f"{out}: {rows} x {rows} images at {info.nimg / 1000:g} kimg")
+        typer.echo(f"{out}: {shape} images at {info.nimg / 1000:g} kimg")
+
+
+def _mixed(
+    system: System, rows: int, seed: int, layers: list[int], label: int, truncation: float | None
+) -> NDArray[np.uint8]:
+    """Grid of :func:`~bessemer.systems.adversarial.stylegan2_latents.mix_styles`, as pixels."""
+    from bessemer.evaluation.grid import tile
+    from bessemer.evaluation.sampling import to_uint8
+    from bessemer.systems.adversarial.stylegan2 import StyleGAN2
+    from bessemer.systems.adversarial.stylegan2_latents import mix_styles
+    from bessemer.training.rng import generator
+
+    if not isinstance(system, StyleGAN2):
+        raise SpecError(f"--mix: {system.name} has no styles to mix; stylegan2 has.")
+    count = system.generator.synthesis.num_ws
+    if wrong := [i for i in layers if i >= count]:
+        raise SpecError(
+            f"--mix: layers {wrong} are not there; at {system.config.resolution} pixels they are 0 to {count - 1}."
+        )
+    device = next(system.generator.parameters()).device
+    draws = generator(device, seed, "mix")
+    images = mix_styles(system, rows, rows, layers, draws, label=label, truncation=truncation)
+    return tile(to_uint8(images.flatten(0, 1)).cpu().numpy(), rows + 1)

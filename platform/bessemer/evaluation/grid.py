@@ -14,7 +14,7 @@ from bessemer.files import write_atomically
 from bessemer.systems.contract import System
 from bessemer.training.rng import generator
 
-__all__ = ["row_labels", "sample_grid", "save_png", "tile"]
+__all__ = ["row_labels", "sample_grid", "save_png", "tile", "truncation_sheet"]
 
 
 def row_labels(classes: int, rows: int) -> NDArray[np.int64]:
@@ -57,6 +57,38 @@ def sample_grid(
             labels = torch.full((rows,), int(own), dtype=torch.int64, device=device)
             drawn.append(to_uint8(system.sample(labels, generator(device, seed, "grid", row), truncation)))
     return tile(torch.cat(drawn).cpu().numpy(), rows)
+
+
+def truncation_sheet(
+    system: System,
+    class_counts: Sequence[int],
+    columns: int,
+    truncations: Sequence[float],
+    seed: int = 0,
+    *,
+    label: int | None = None,
+) -> NDArray[np.uint8]:
+    """The same latents at several truncations, one row for each: what truncation gives and takes.
+
+    Args:
+        system: with the weights to sample, on any device; the mode of its modules is restored.
+        class_counts: training images of each class.
+        columns: latents; their classes take turns.
+        truncations: from the top downwards; standing statistics are renewed for each.
+        seed: seed of the latents.
+        label: the one class to draw, instead of all.
+
+    Returns:
+        [rows * H, columns * W, C] pixels.
+    """
+    device = next(system.networks()[system.sampled_networks[0]].parameters()).device
+    own = row_labels(len(class_counts), columns) if label is None else np.full(columns, label)
+    labels, drawn = torch.from_numpy(own).to(device), []
+    for truncation in truncations:
+        prepare(system, class_counts, seed=seed, truncation=truncation, device=device)
+        with torch.no_grad(), sampling_mode(system):
+            drawn.append(to_uint8(system.sample(labels, generator(device, seed, "sheet"), truncation)))
+    return tile(torch.cat(drawn).cpu().numpy(), columns)
 
 
 def tile(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
