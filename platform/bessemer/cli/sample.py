@@ -96,7 +96,7 @@ def sample(
     if json:
         from bessemer.cli.output import echo_json
 
-        facts = {"file": out, "images": shape, "nimg": info.nimg, "weights_sha256": info.weights_sha256}
+        facts = {"file": out, "rows": rows, "nimg": info.nimg, "weights_sha256": info.weights_sha256}
         echo_json({**facts, "seed": seed, "truncation": truncations, "mixed_layers": layers, "class": class_name})
     else:
         typer.echo(f"{out}: {shape} images at {info.nimg / 1000:g} kimg")
