@@ -108,7 +108,7 @@ def network_hosts(*up: object) -> Iterator[Hosts]:
         hosts("down")
 
 
-def wait_for_images(run: Path, count: int, hosts: Hosts, seconds: float = 120) -> None:
+def wait_for_images(run: Path, count: int, hosts: Hosts, seconds: float = 400) -> None:
     for _ in range(int(seconds * 10)):
         if images_seen(run) >= count:
             return
@@ -121,7 +121,7 @@ def resumptions(run: Path) -> list[tuple[int, int]]:
     return [(r["workers"], r["nimg"]) for r in read_journal(run / "journal.jsonl") if r.get("event") == "resumed"]
 
 
-def wait_for_workers(run: Path, resumed: int, workers: int, hosts: Hosts, seconds: float = 240) -> None:
+def wait_for_workers(run: Path, resumed: int, workers: int, hosts: Hosts, seconds: float = 400) -> None:
     """Until the run has gone on so many times, the last time with so many workers, and has trained since."""
     for _ in range(int(seconds * 10)):
         found = resumptions(run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,10 +107,8 @@ def test_a_run_shrinks_and_grows_with_its_hosts(hosts: Hosts, job: Path, tmp_pat
     elastic = ["--set", "resources.min_workers=2", "--set", "resources.placement=spread"]
     name = hosts.bessemer("submit", job, "--runs", tmp_path, *settings, *elastic).splitlines()[1]
     run = tmp_path / name
-    for _ in range(1200):
-        if (run / "checkpoints" / "kimg-000000.480" / "manifest.json").is_file():
-            break
-        time.sleep(0.1)
+    wait_for_images(run, 960, hosts)  # the checkpoint at 480 is long complete
+    assert (run / "checkpoints" / "kimg-000000.480" / "manifest.json").is_file()
     hosts("kill", "worker-2")
     wait_for_workers(run, 1, 2, hosts)
     hosts("start", "worker-2")
