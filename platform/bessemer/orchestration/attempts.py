@@ -59,6 +59,8 @@ def train_in_attempts(run: RunDirectory, job: JobSpec) -> None:
         error = _attempt(run, job, room, size)
         if (left := run.error()) is not None:
             raise TrainingError(left["message"]) from None
+        if run.has_finished:  # whatever a worker did after that
+            return
         if error is None:
             if run.resize_file.exists() and not run.stop_file.exists():
                 continue

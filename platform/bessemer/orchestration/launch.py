@@ -21,7 +21,6 @@ from bessemer.orchestration.preflight import cluster_address
 from bessemer.orchestration.ray_evaluator import evaluator_beside
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
-from bessemer.tracking.journal import read_journal
 
 __all__ = ["Stopped", "launch", "ray_session"]
 
@@ -90,7 +89,7 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
     """
     job = run.job()
     with run.locked():
-        if _has_finished(run):
+        if run.has_finished:
             raise RunError(f"{run.path}: has finished already; `bessemer report {run.path}` shows it.")
         run.clear_error()
         run.clear_stop()
@@ -108,7 +107,7 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
                     for note in check_nodes(run.path, job):
                         run.journal.write("event", run.newest_nimg(), event="note", reason=note)
                 train_in_attempts(run, job)
-                if not _has_finished(run):
+                if not run.has_finished:
                     raise Stopped
             status = "FINISHED"
         except Stopped:
@@ -126,10 +125,6 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
             _write_report(run)
             if mirror is not None:
                 mirror.stop(status)
-
-
-def _has_finished(run: RunDirectory) -> bool:
-    return any(r.get("event") == "finished" for r in read_journal(run.path / "journal.jsonl") if r["kind"] == "event")
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class Room:
             yield
         finally:
             over.set()
-            thread.join(timeout=_ANSWER_SECONDS)
+            thread.join()  # it looks every second; after the session it must not call Ray any more
 
     @staticmethod
     def draining() -> set[str]:

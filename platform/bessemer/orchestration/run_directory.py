@@ -134,6 +134,11 @@ class RunDirectory:
         return max((int(record["nimg"]) for record in read_journal(self.journal.path)), default=0)
 
     @property
+    def has_finished(self) -> bool:
+        """Whether training came to its end."""
+        return any(record.get("event") == "finished" for record in read_journal(self.journal.path))
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
