@@ -200,7 +200,7 @@ def nvae(n: int) -> tuple[dict[str, Sides], dict[str, float], System]:
     for network in (system.vae, plain_vae):
         network.eval()
     with torch.no_grad():
-        parameters, draws = system.vae(batch.images, generator(4))
+        parameters, draws = system.vae(batch.images, system.vae.draw_noise(n, generator(4)))
         theirs, kls = plain_vae(batch.images, generator(4))
         differ = {
             "parameters": require_equal("parameters", parameters, theirs),

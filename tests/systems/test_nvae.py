@@ -72,7 +72,7 @@ def test_shapes_of_the_papers_models(preset: str) -> None:
         shapes: list[torch.Size] = []
         for group in system.vae.groups:
             group.combine.register_forward_pre_hook(lambda m, args: shapes.append(args[0].shape))  # type: ignore[union-attr,operator]
-        parameters, draws = system.vae(torch.zeros(1, c.channels, c.resolution, c.resolution), _Meta())
+        parameters, draws = system._encoded(torch.zeros(1, c.channels, c.resolution, c.resolution), _Meta())
     assert sum(c.latent_channels * s[2] * s[3] for s in shapes) == PAPER[preset][1]
     assert parameters.shape == (1, 1 if preset == "mnist" else 100, c.resolution, c.resolution)
     assert len(draws) == sum(c.groups)
@@ -106,7 +106,7 @@ def test_hyper_parameters_are_the_papers() -> None:
 def test_loss_by_hand() -> None:
     system, batch = _small(kl_warmup_kimg=10.0, spectral=0.1, spectral_start=2.0), _batch()
     beta = system.kl_weight(Clock(2500, 0))
-    parameters, draws = system.vae(batch.images, _g(2))
+    parameters, draws = system._encoded(batch.images, _g(2))
     kl = torch.stack([draw.kl for draw in draws])
     assert kl.shape == (3, 4)
     gamma = (kl.mean(1) + 0.01) / torch.tensor([1.0, 2.0, 2.0])  # 4×4 pixels in one group, 8×8 in two
@@ -150,11 +150,11 @@ def test_elbo_is_below_the_importance_weighted_bound(flows: int) -> None:
     bound = system.log_likelihood(batch, _g(3), 8)  # of the same eight draws
     torch.testing.assert_close(bound, torch.logsumexp(single, 0) - math.log(8))
     assert (bound > single.mean(0)).all()
-    parameters, draws = system.vae(batch.images, _g(3))
+    parameters, draws = system._encoded(batch.images, _g(3))
     first = LogisticMixture(parameters, channels=3).log_prob(batch.images) + sum(d.log_p - d.log_q for d in draws)
     torch.testing.assert_close(single[0], first.double(), rtol=1e-6, atol=0)
     if not flows:  # a single draw's ratio has the mean of the closed form
-        kls = torch.stack([d.log_q - d.log_p for _ in range(200) for d in system.vae(batch.images, g)[1][:1]])
+        kls = torch.stack([d.log_q - d.log_p for _ in range(200) for d in system._encoded(batch.images, g)[1][:1]])
         error = kls.std(0) / 200**0.5
         assert ((kls.mean(0) - draws[0].kl).abs() < 5 * error).all()
     else:
@@ -175,7 +175,7 @@ def test_importance_weights_have_mean_one(flows: int) -> None:
                 if key.endswith("log_gain"):  # a posterior near the prior, so that the weights vary little
                     p -= 1.5
         s, prior = group.prepare(s)  # type: ignore[operator]
-        z, draw = group.infer(s, prior, torch.randn(n, 8, 4, 4, generator=g), g)  # type: ignore[operator]
+        z, draw = group.infer(s, prior, torch.randn(n, 8, 4, 4, generator=g), torch.randn(n, 1, 4, 4, generator=g))  # type: ignore[operator]
         weights = torch.exp(draw.log_p - draw.log_q).double()
         error = weights.std() / n**0.5
         assert error < 0.05
@@ -206,7 +206,9 @@ def test_samples_temperature_and_determinism() -> None:
     torch.testing.assert_close(images, quantise(images, 8), msg="mixtures are drawn from")
     assert torch.equal(images, system.sample(labels, _g(1)))
     assert not torch.equal(images, system.sample(labels, _g(2)))
-    parameters = [system.vae.generate(64, _g(seed), t) for seed, t in ((1, 1.0), (2, 0.5), (3, 0.0))]
+    parameters = [
+        system.vae.generate(system.vae.draw_noise(64, _g(seed)), t) for seed, t in ((1, 1.0), (2, 0.5), (3, 0.0))
+    ]
     spread = [p.std(0).mean().item() for p in parameters]
     assert spread[0] > spread[1] > spread[2] == 0
 

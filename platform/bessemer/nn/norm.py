@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,8 @@ __all__ = [
     "statistics_not_counted",
 ]
 
-_counts: ContextVar[bool] = ContextVar("batch statistics are counted", default=True)
+_counts = True
+"""Whether batch statistics are counted: a plain name, because torch.compile cannot look into context variables."""
 
 
 class BatchNorm(UpdateStateLayer):
@@ -118,7 +118,7 @@ class BatchNorm(UpdateStateLayer):
 
     def _counted(self, out: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """Add one slice's statistics to the sums; returns `out`."""
-        if not _counts.get():
+        if not _counts:
             return out
         with torch.no_grad():
             self.sum_mean += mean
@@ -178,11 +178,12 @@ def statistics_not_counted() -> Iterator[None]:
 
     For passes that repeat an earlier one, as activation checkpointing does in the backward pass.
     """
-    token = _counts.set(False)
+    global _counts
+    before, _counts = _counts, False
     try:
         yield
     finally:
-        _counts.reset(token)
+        _counts = before
 
 
 def share_statistics(networks: Iterable[nn.Module], rank: int, size: int) -> None:

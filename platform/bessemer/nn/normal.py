@@ -39,10 +39,13 @@ class Normal:
         mu, log_sigma = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (mu, log_sigma))
         return Normal(soft_clamp(mu), (soft_clamp(log_sigma).exp() + _LEAST_SIGMA) * temperature)
 
-    def sample(self, generator: Generator) -> Tensor:
-        """μ + σε: a draw with gradients for μ and σ."""
-        noise = torch.randn(self.mu.shape, generator=generator, device=generator.device)
+    def at(self, noise: Tensor) -> Tensor:
+        """μ + σε for the noise ε of N(0, 1): a draw with gradients for μ and σ."""
         return torch.addcmul(self.mu, self.sigma, noise.to(self.mu.dtype))
+
+    def sample(self, generator: Generator) -> Tensor:
+        """:meth:`at` for noise from the generator."""
+        return self.at(torch.randn(self.mu.shape, generator=generator, device=generator.device))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density N(z; μ, σ²) of each element, in nats."""

@@ -214,6 +214,11 @@ class NVAE(LikelihoodSystem):
             return quantise(images, self.config.bits)
         return binarise(images, "random", generator)
 
+    def _encoded(self, x: Tensor, generator: Generator) -> tuple[Tensor, list[Draw]]:
+        """Parameters of p(x | z) for z from q(z | x), and what each group drew."""
+        encoded: tuple[Tensor, list[Draw]] = self.vae(x, self.vae.draw_noise(len(x), generator))
+        return encoded
+
     def _output(self, parameters: Tensor) -> ImageDistribution:
         """p(x | z)."""
         c = self.config
@@ -225,7 +230,7 @@ class NVAE(LikelihoodSystem):
         """E[-log p(x | z)] + β·Σ_l γ_l·KL_l + λ·(Σ σ(W) + Σ max|γ_BN|): nats per image (eq. 1, sections 3.2 and 4)."""
         c = self.config
         x = self._seen(batch.images, generator)
-        parameters, draws = self.vae(x, generator)
+        parameters, draws = self._encoded(x, generator)
         reconstruction = -self._output(parameters).log_prob(x)
         kl = torch.stack([draw.kl for draw in draws])
         weighted = kl
@@ -257,7 +262,8 @@ class NVAE(LikelihoodSystem):
 
         Mixtures are drawn from. Of black and white pixels the probabilities are shown, as in the paper.
         """
-        parameters = self.vae.generate(len(labels), generator, 1.0 if truncation is None else truncation)
+        noise = self.vae.draw_noise(len(labels), generator)
+        parameters = self.vae.generate(noise, 1.0 if truncation is None else truncation)
         p = self._output(parameters)
         return (p.mean() if self.config.output == "bernoulli" else p.sample(generator)).float()
 
@@ -274,14 +280,16 @@ class NVAE(LikelihoodSystem):
         c = self.config
         if c.standing_passes:
             temperature = 1.0 if truncation is None else truncation
-            renew_statistics(
-                self.vae, lambda: self.vae.generate(c.standing_batch, generator, temperature), c.standing_passes
-            )
+
+            def one_pass() -> None:
+                self.vae.generate(self.vae.draw_noise(c.standing_batch, generator), temperature)
+
+            renew_statistics(self.vae, one_pass, c.standing_passes)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, generator: Generator) -> Tensor:
         """Encode images and decode them again: the mean of p(x | z), [N, C, R, R] in [-1, 1]."""
-        parameters, _ = self.vae(self._seen(batch.images, generator), generator)
+        parameters, _ = self._encoded(self._seen(batch.images, generator), generator)
         return self._output(parameters).mean()
 
     @property
@@ -294,7 +302,7 @@ class NVAE(LikelihoodSystem):
     def log_likelihood(self, batch: Batch, generator: Generator, importance_samples: int = 1) -> Tensor:
         """Lower bound log (1/K) Σ_k p(x, z_k) / q(z_k | x) with z_k ~ q; the ELBO for K = 1."""
         x = self._seen(batch.images, generator)
-        weights = [self._log_weight(x, *self.vae(x, generator)) for _ in range(importance_samples)]
+        weights = [self._log_weight(x, *self._encoded(x, generator)) for _ in range(importance_samples)]
         return torch.logsumexp(torch.stack(weights), 0) - math.log(importance_samples)
 
     def _log_weight(self, x: Tensor, parameters: Tensor, draws: Sequence[Draw]) -> Tensor:

@@ -6,7 +6,7 @@ with a prior p(z_l | z_<l) and a posterior q(z_l | x, z_<l), and is shared by in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -106,12 +106,12 @@ class _Group(nn.Module):
         s = self.cells(s)
         return s, self.prior(s)
 
-    def infer(self, s: Tensor, prior: Tensor, features: Tensor, generator: Generator) -> tuple[Tensor, Draw]:
-        """Draw z from the posterior (eq. 2), given the encoder's features of this group."""
+    def infer(self, s: Tensor, prior: Tensor, features: Tensor, noise: Tensor) -> tuple[Tensor, Draw]:
+        """Draw z from the posterior (eq. 2), given the encoder's features of this group and noise like z."""
         if not self.first:
             features = features + self.from_decoder(s)
         q, p = residual(prior, self.posterior(features)), self.prior_of(prior)
-        z = q.sample(generator)
+        z = q.at(noise)
         log_q = q.log_prob(z).sum((1, 2, 3))  # shifts keep the volume: the flow leaves log q as it is
         for flow in self.flows:
             z = flow(z)
@@ -167,6 +167,9 @@ class NVAENetwork(nn.Module):
             if scale < len(c.groups) - 1:
                 self.ups.append(_Stack([DecoderCell(width, width // 2, up=True, se=c.se)], recompute=c.recompute))
                 width //= 2
+        of_scale = [(c.latent_channels, size << scale, size << scale) for scale in range(len(c.groups))]
+        self.noise_shapes = [shape for shape, n in zip(of_scale, reversed(c.groups), strict=True) for _ in range(n)]
+        """Of one image, for each group."""
         self.last_of_scale = {sum(c.groups[::-1][: i + 1]) - 1 for i in range(len(c.groups) - 1)}
 
         cells = []
@@ -209,21 +212,30 @@ class NVAENetwork(nn.Module):
             assert isinstance(group, _Group)
             yield group
 
-    def forward(self, images: Tensor, generator: Generator) -> tuple[Tensor, list[Draw]]:
-        """Draw z from q(z | x).
+    def draw_noise(self, n: int, generator: Generator) -> list[Tensor]:
+        """Noise N(0, 1) for every group, from the top downwards: [n, latent_channels, R, R] each.
+
+        Drawn before the networks run, so that these are functions of tensors, which can be compiled as a whole.
+        """
+        return [torch.randn((n, *shape), generator=generator, device=generator.device) for shape in self.noise_shapes]
+
+    def forward(self, images: Tensor, noise: Sequence[Tensor]) -> tuple[Tensor, list[Draw]]:
+        """Draw z from q(z | x), with `noise` of :meth:`draw_noise`.
 
         Returns:
             Parameters of p(x | z) [N, out_channels, R, R], and what each group drew, from the top downwards.
         """
-        features, draws = self.features(images), list[Draw]()
+        features = self.features(images)
+        draws: list[Draw] = []
 
         def posterior(group: _Group, s: Tensor, prior: Tensor, i: int) -> Tensor:
-            z, draw = group.infer(s, prior, features[i], generator)
+            z, draw = group.infer(s, prior, features[i], noise[i])
             draws.append(draw)
             return z
 
-        return self._descend(len(images), posterior), draws
+        return self._descend(images.shape[0], posterior), draws
 
-    def generate(self, n: int, generator: Generator, temperature: float = 1.0) -> Tensor:
+    def generate(self, noise: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
         """Parameters of p(x | z) for z from the prior, the σ of every group multiplied by `temperature`."""
-        return self._descend(n, lambda group, s, prior, i: group.prior_of(prior, temperature).sample(generator))
+        n = noise[0].shape[0]
+        return self._descend(n, lambda group, s, prior, i: group.prior_of(prior, temperature).at(noise[i]))
