@@ -23,6 +23,7 @@ from bessemer.data.packing.prepare import Rules
 from bessemer.data.packing.shard_task import ShardTask, pack_shard
 from bessemer.data.packing.shards import ShardWriter
 from bessemer.data.sources.archives import FolderFiles
+from bessemer.data.sources.source import Entry
 
 SIZE, QUALITY, DISTINCT = 256, 90, 64
 
@@ -61,7 +62,7 @@ def measure(folder: Path, samples: int, rounds: int) -> dict[str, list[float]]:
     def ours() -> None:
         writer = ShardWriter(folder / "shard-000000.tar", 0)
         for number in range(samples):
-            writer.add(images[number % DISTINCT], "jpg", number % 10)
+            writer.add([("jpg", images[number % DISTINCT])], number % 10)
         writer.finish()
 
     def theirs(encoder: bool) -> None:
@@ -71,7 +72,7 @@ def measure(folder: Path, samples: int, rounds: int) -> dict[str, list[float]]:
                 writer.write({"__key__": f"{number:08d}", "jpg": images[number % DISTINCT], "cls": label})
 
     def whole() -> None:
-        entries = [(path, number % 10) for number, path in enumerate(paths)]
+        entries = [(Entry(str(number % 10), path.name, (path,)), number % 10) for number, path in enumerate(paths)]
         rules = Rules(size=None, resize="none", mode=None)
         pack_shard(ShardTask(FolderFiles(source, paths), entries, rules, folder, 1, 0, threads=2))
 

@@ -32,8 +32,8 @@ def test_summary_for_people(images: Path, tmp_path: Path) -> None:
     output = invoke(images, tmp_path / "set", "--size", 8, "--mode", "RGB", "--resize", "box")
     lines = dict(line.split(maxsplit=1) for line in output.splitlines())
     assert lines["samples"] == "4 images, 8x8 RGB"
-    assert lines["classes"] == "2, of 2 images each"
-    assert lines["stored"] == "2 byte for byte, 2 as new PNG"
+    assert lines["classes"] == "2, of 2 samples each"
+    assert lines["stored"] == "2 byte for byte, 2 as new files"
     assert lines["shards"].startswith("1, ")
     assert lines["split"] == "train (not taken: test)"
     assert lines["ignored"] == "1 .md"
@@ -46,7 +46,8 @@ def test_json(images: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(tmp_path / "set")
     assert summary["hash"] == manifest.hash
     assert summary["classes"] == {"cat": 1, "dog": 1}
-    assert (summary["samples"], summary["channels"], summary["shards"]) == (2, 1, 1)
+    assert (summary["samples"], summary["shards"]) == (2, 1)
+    assert [(one["name"], one["shape"]) for one in summary["fields"]] == [("images", [1, 8, 8])]
     assert summary["packing"]["limit"] == 1
 
 
@@ -93,8 +94,9 @@ def test_index_verify_and_info(images: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (32, 32)
     text = invoke(folder, verb="info")
-    assert "samples  4 images, 8x8 RGB as png" in text
-    assert "cat         2  50.0%" in text
+    assert "samples  4 images\n" in text
+    assert "images   8x8 RGB as png; mean" in text
+    assert "cat          2  50.0%" in text
     (folder / "manifest.json").unlink()
     summary = json.loads(invoke(folder, "--workers", 1, "--json", verb="index"))
     assert summary["classes"] == {"0": 2, "1": 2}

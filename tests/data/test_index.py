@@ -21,7 +21,7 @@ def parse(data: bytes) -> Index:
 
 
 def test_round_trip() -> None:
-    assert np.array_equal(parse(index_bytes(index())), index())
+    assert np.array_equal(parse(index_bytes(index()))[:, 0], index())
 
 
 @pytest.mark.parametrize("samples", [1, 9, 10, 12345])
@@ -75,7 +75,7 @@ def test_any_change_is_a_data_error_or_a_sound_index(changes: list[tuple[int, in
     for place, value in changes:
         data[place] = value
     try:
-        read = parse(bytes(data))
+        read = parse(bytes(data))[:, 0]
     except DataError:
         return
     ends = np.repeat(SHARDS, SAMPLES)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from bessemer.errors import SpecError
-from bessemer.systems.registry import all_systems, build, get, resolve_config
+from bessemer.systems.contract import Batch, SystemConfig
+from bessemer.systems.registry import all_systems, build, check_data, get, resolve_config
 
 
 def test_finds_every_system_and_each_says_what_it_is() -> None:
@@ -51,3 +52,55 @@ def test_build_leaves_the_global_generator_alone() -> None:
     system = build("biggan", "tiny32")
     assert isinstance(system, get("biggan"))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_facts_that_a_configuration_has_no_field_for_are_left_out() -> None:
+    assert resolve_config("biggan", "tiny32", {}, {"frames": 16, "samples": 16000}) == resolve_config(
+        "biggan", "tiny32"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"images": [3, 32, 32], "targets": [3, 32, 32]},
+            r"has images \[3, 32, 32\], targets .* takes images \[3, 32, 32\]",
+        ),
+        ({"clips": [16, 3, 32, 32]}, r"data\.path: sets/x has clips \[16, 3, 32, 32\], but biggan takes images"),
+        ({"images": [3, 64, 64]}, r"has images \[3, 64, 64\].*pack the data in that shape"),
+    ],
+)
+def test_a_data_set_must_have_what_a_system_takes(fields: dict[str, list[int]], message: str) -> None:
+    with torch.device("meta"):
+        system = build("biggan", "tiny32")
+    check_data(system, {"images": [3, 32, 32]}, "sets/x")
+    with pytest.raises(SpecError, match=message):
+        check_data(system, fields, "sets/x")
+
+
+def test_shapes_follow_from_what_a_system_takes_and_its_configuration() -> None:
+    class Config(SystemConfig):
+        resolution: int = 8
+        target_channels: int = 1
+        frames: int = 5
+        samples: int = 100
+        bits: int = 30
+
+    system = build("biggan", "tiny32")
+    system.config = Config()
+    shapes = {"images": (3, 8, 8), "targets": (1, 8, 8), "others": (3, 8, 8), "clips": (5, 3, 8, 8)}
+    for name, shape in {**shapes, "audio": (100,), "bits": (30,)}.items():
+        system.takes = (name,)  # type: ignore[misc]
+        assert dict(system.batch_shapes) == {name: shape}
+
+
+def test_a_batch_holds_fields_by_name() -> None:
+    batch = Batch(torch.zeros(2, 3, 4, 4), torch.ones(2, dtype=torch.int64), targets=torch.ones(2, 1, 4, 4))
+    moved = batch.to(torch.device("cpu"), torch.channels_last)
+    assert (len(batch), batch.names, moved.names) == (2, ("images", "targets"), ("images", "targets"))
+    assert moved["targets"].is_contiguous(memory_format=torch.channels_last)
+    sound = Batch(None, batch.labels, audio=torch.zeros(2, 10)).to(torch.device("meta"), torch.channels_last)
+    assert (sound["audio"].shape, sound.labels.device.type) == ((2, 10), "meta")
+    with pytest.raises(KeyError, match="no field 'images'; it has audio"):
+        _ = sound.images

@@ -68,6 +68,14 @@ def pack(
             show_default="the training split",
         ),
     ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(("images", "pairs", "domains", "clips", "audio", "bits")),
+            help="What a sample is; docs/data.md says how each is laid out.",
+            show_default="what the names in SRC say, else images",
+        ),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +122,7 @@ def pack(
         manifest = packing.pack(
             source,
             destination,
+            kind=packing.kind_named(kind),
             size=size,
             resize=packing.resize_named(resize),
             mode=packing.mode_named(mode),
@@ -207,6 +216,7 @@ def info(
     """Describe a data set: class balance, sizes, pixel statistics, duplicates, and what of it ruins runs."""
     from dataclasses import asdict
 
+    from bessemer.data.fields import NOUNS, describe
     from bessemer.data.packing.examine import examine, sample_images
 
     with progress("examining") as advance:
@@ -219,20 +229,21 @@ def info(
     if as_json:
         echo_json({**asdict(found), "superfluous": found.superfluous, "grid": grid})
         return
-    colour = "RGB" if found.channels == 3 else "grey"
     smallest, median, largest = map(human_bytes, found.image_bytes)
     lines = {
-        "samples": f"{found.samples} images, {found.resolution}x{found.resolution} {colour} as {found.encoding}",
-        "shards": f"{found.shards}, {human_bytes(found.bytes)}; images of {smallest} to {largest}, median {median}",
-        "pixels": f"mean {_numbers(found.mean)}, std {_numbers(found.std)} (0 to 1, of {found.examined} images)",
-        "copies": f"{found.superfluous} images are exact copies of others",
+        "samples": f"{found.samples} {NOUNS[found.kind]}",
+        "shards": f"{found.shards}, {human_bytes(found.bytes)}; samples of {smallest} to {largest}, median {median}",
     }
+    for one in found.fields:
+        numbers = f"mean {_numbers(one.mean)}, std {_numbers(one.std)} (of {found.examined})"
+        lines[one.name] = f"{describe(one.name, one.shape, one.rate)} as {one.encoding}; {numbers}"
+    lines["copies"] = f"{found.superfluous} samples are exact copies of others"
     for name, value in lines.items():
         typer.echo(f"{name:8} {value}")
     typer.echo()
     ordered = sorted(found.classes.items(), key=lambda item: -item[1])
     shown = ordered if len(ordered) <= _CLASSES else [*ordered[: _CLASSES // 2], *ordered[-_CLASSES // 2 :]]
-    table(("CLASS", "IMAGES", "SHARE"), [(name, count, f"{count / found.samples:.1%}") for name, count in shown])
+    table(("CLASS", "SAMPLES", "SHARE"), [(name, count, f"{count / found.samples:.1%}") for name, count in shown])
     if len(shown) < len(ordered):
         typer.echo(f"({len(ordered) - len(shown)} classes between the largest and the smallest are left out; --json)")
     for warning in found.warnings:
@@ -258,9 +269,8 @@ def _summary(manifest: Manifest, destination: Path, seconds: float) -> dict[str,
         "path": destination,
         "samples": manifest.samples,
         "classes": dict(zip(manifest.classes, manifest.class_counts, strict=True)),
-        "resolution": manifest.resolution,
-        "channels": manifest.channels,
-        "encoding": manifest.encoding,
+        "kind": manifest.kind,
+        "fields": [one.model_dump() for one in manifest.batch_fields],
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "hash": manifest.hash,
@@ -271,13 +281,16 @@ def _summary(manifest: Manifest, destination: Path, seconds: float) -> dict[str,
 
 def _print_summary(manifest: Manifest, destination: Path, seconds: float) -> None:
     packing = manifest.packing
-    colour = "RGB" if manifest.channels == 3 else "grey"
+    from bessemer.data.fields import NOUNS, describe
+
+    fields = {one.name: describe(one.name, one.shape, one.rate) for one in manifest.batch_fields}
+    shown = ", ".join(f"{name} {shape}" if len(fields) > 1 else shape for name, shape in fields.items())
     size = human_bytes(sum(shard.bytes for shard in manifest.shards))
     fewest, most = min(manifest.class_counts), max(manifest.class_counts)
     lines = {
-        "samples": f"{manifest.samples} images, {manifest.resolution}x{manifest.resolution} {colour}",
-        "classes": f"{len(manifest.classes)}, of {fewest if fewest == most else f'{fewest} to {most}'} images each",
-        "stored": f"{packing.passed_through} byte for byte, {manifest.samples - packing.passed_through} as new PNG",
+        "samples": f"{manifest.samples} {NOUNS[manifest.kind]}, {shown}",
+        "classes": f"{len(manifest.classes)}, of {fewest if fewest == most else f'{fewest} to {most}'} samples each",
+        "stored": f"{packing.passed_through} byte for byte, {manifest.samples - packing.passed_through} as new files",
         "shards": f"{len(manifest.shards)}, {size}",
     }
     if packing.split is not None:

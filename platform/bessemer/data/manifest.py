@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bessemer.data.fields import KINDS, FieldRecord, Kind
 from bessemer.errors import DataError
 from bessemer.files import write_atomically
 
@@ -44,7 +46,7 @@ class ShardRecord(FileRecord):
 
 
 class Packing(_Record):
-    """Where the images came from and what was done to them. Of these, size, resize and mode enter the hash."""
+    """Where the samples came from and what was done to them. Of these, size, resize and mode enter the hash."""
 
     source: str
     """Folder, archive or word as it was given."""
@@ -74,18 +76,45 @@ class Manifest(_Record):
     version: Literal[1] = 1
     hash: Sha256
     """Identity of the data: sha256 over shape, classes, file hashes and the rules of packing."""
-    resolution: Annotated[int, Field(ge=1, le=1 << 16)]
-    """Height and width in pixels."""
-    channels: Literal[1, 3]
-    encoding: Literal["jpg", "png", "mixed"]
-    """How the samples are stored."""
+    resolution: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    """Height and width in pixels, where a sample is one image."""
+    channels: Literal[1, 3] | None = None
+    """Likewise."""
+    encoding: Literal["jpg", "png", "mixed"] | None = None
+    """How the images are stored, likewise."""
+    kind: Kind = "images"
+    """What a sample is."""
+    fields: list[FieldRecord] | None = None
+    """What a batch holds, where that is not one image."""
     classes: Annotated[list[str], Field(min_length=1)]
-    """Class names; a label is an index into them."""
+    """Class names; a label is an index into them. Of the kind `domains`, its two domains."""
     class_counts: list[Count]
     samples: Count
     packing: Packing
     index: FileRecord
     shards: Annotated[list[ShardRecord], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Manifest:
+        plain = (self.resolution, self.channels, self.encoding)
+        if self.kind == "images":
+            if None in plain or self.fields is not None:
+                raise ValueError("a data set of images has resolution, channels and encoding, and no fields")
+            return self
+        names = [one.name for one in self.fields or []]
+        if plain != (None, None, None) or tuple(names) != KINDS[self.kind]:
+            raise ValueError(
+                f"a data set of {self.kind} has the fields {', '.join(KINDS[self.kind])} in place of resolution, "
+                f"channels and encoding; there are {', '.join(names) or 'none'}"
+            )
+        if len({tuple(one.shape[-2:]) for one in self.batch_fields}) > 1:
+            raise ValueError("its fields differ in size")
+        if self.kind == "domains":
+            if len(self.classes) != 2 or len({tuple(one.shape) for one in self.batch_fields}) > 1:
+                raise ValueError(f"two domains of one shape are the classes; there are {', '.join(self.classes)}")
+            if self.class_counts[0] not in accumulate(shard.samples for shard in self.shards):
+                raise ValueError("a shard holds images of both domains")
+        return self
 
     @model_validator(mode="after")
     def _check_agreement(self) -> Manifest:
@@ -106,8 +135,50 @@ class Manifest(_Record):
 
     @property
     def facts(self) -> dict[str, int]:
-        """What a system's configuration takes from the data: `resolution`, `channels`, `classes`."""
-        return {"resolution": self.resolution, "channels": self.channels, "classes": len(self.classes)}
+        """What a system's configuration takes from the data.
+
+        `classes`, and of pictures `resolution` and `channels`, of the targets of pairs `target_channels`, of clips
+        `frames`, of sound `samples` and `rate`, of bits `bits`.
+        """
+        facts: dict[str, int] = {}
+        for one in self.batch_fields:
+            if one.name in ("images", "clips"):
+                facts |= {"resolution": one.shape[-1], "channels": one.shape[-3]}
+            if one.name == "clips":
+                facts["frames"] = one.shape[0]
+            elif one.name == "targets":
+                facts["target_channels"] = one.shape[0]
+            elif one.name == "audio":
+                facts |= {"samples": one.shape[0], "rate": one.rate or 0}
+            elif one.name == "bits":
+                facts["bits"] = one.shape[0]
+        return {**facts, "classes": 1 if self.kind == "domains" else len(self.classes)}
+
+    @property
+    def batch_fields(self) -> list[FieldRecord]:
+        """What a batch holds, the main field first."""
+        if self.fields is not None:
+            return self.fields
+        assert self.resolution is not None
+        assert self.channels is not None
+        assert self.encoding is not None
+        shape = [self.channels, self.resolution, self.resolution]
+        return [FieldRecord(name="images", shape=shape, encoding=self.encoding)]
+
+    @property
+    def sample_fields(self) -> list[FieldRecord]:
+        """What each sample in the shards holds: of two domains, an image of one of them."""
+        return self.batch_fields[:1] if self.kind == "domains" else self.batch_fields
+
+    @property
+    def members(self) -> int:
+        """Records of the index for each sample: its files, without the label."""
+        return sum(one.members for one in self.sample_fields)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all samples, decoded."""
+        return self.samples * sum(one.stored_bytes for one in self.sample_fields)
 
     @property
     def files(self) -> set[str]:
@@ -151,15 +222,21 @@ class Manifest(_Record):
 
     def save(self, directory: Path) -> None:
         """Write ``manifest.json``, aside first and renamed when it is on the disk."""
-        data = json.dumps(self.model_dump(), indent=1, ensure_ascii=False).encode() + b"\n"
+        data = json.dumps(_declared(self.model_dump()), indent=1, ensure_ascii=False).encode() + b"\n"
         write_atomically(Path(directory) / MANIFEST, lambda file: file.write(data))
 
 
 def data_hash(fields: dict[str, Any]) -> str:
     """Hash of the data that a manifest describes: the same images packed from elsewhere have the same."""
-    content = {key: value for key, value in fields.items() if key != "hash"}
+    content = {key: value for key, value in _declared(fields).items() if key != "hash"}
     content["packing"] = {key: content["packing"][key] for key in ("size", "resize", "mode")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _declared(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without what does not apply: sets of images are written, and hashed, as before there were others."""
+    plain = fields.get("kind", "images") == "images"
+    return {key: value for key, value in fields.items() if value is not None and not (plain and key == "kind")}
 
 
 def _shorten(value: object) -> str:

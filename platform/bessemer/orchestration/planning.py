@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ def plan_job(job: JobSpec, on: Target, efficiency: float = 0.35) -> tuple[Plan, 
     if is_remote(path) or (Path(path) / MANIFEST).exists():
         manifest = load_job_manifest(job.data)
         facts = manifest.facts
-        decoded = manifest.samples * math.prod((manifest.channels, manifest.resolution, manifest.resolution))
+        decoded = manifest.decoded_bytes
     else:
         note = f"data.path: {path} is not here, so shape and classes are taken from the preset and system.config"
     if job.data.cache == "none" or (job.data.cache == "auto" and decoded >= CACHE_LIMIT):

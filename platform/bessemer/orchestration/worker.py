@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bessemer.data.pictures import pictures
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.opening import open_job_data
 from bessemer.data.reading.quarantine import Quarantine
@@ -37,7 +38,7 @@ from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import load_job
 from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, System
-from bessemer.systems.registry import build
+from bessemer.systems.registry import build, check_data
 from bessemer.systems.snapshot import SnapshotInfo
 from bessemer.tracking.journal import Journal, read_journal
 from bessemer.tracking.runs import metric_scores
@@ -66,6 +67,9 @@ def check_job(job: JobSpec) -> System:
     with open_job_data(job.data) as dataset:
         with torch.device("meta"):
             system = build(job.system.name, job.system.preset, job.system.config, dataset.manifest.facts)
+        check_data(system, {field.name: field.shape for field in dataset.manifest.batch_fields}, job.data.path)
+        if job.data.mirror and not dataset.manifest.batch_fields[0].is_picture:
+            raise SpecError(f"data.mirror: true flips pictures, and {job.data.path} holds none; set it to false.")
         if len(dataset) < job.training.batch_size:
             raise SpecError(
                 f"training.batch_size: {job.training.batch_size} is more than the {len(dataset)} images of "
@@ -177,7 +181,7 @@ def _train(run: RunDirectory, until_kimg: float) -> bool:
         if workers.is_first and not (run.path / "samples" / "real.png").exists():
             rows = job.evaluation.grid
             ids = stream.order.ids(0, 0, rows * rows) % len(dataset)
-            save_png(run.path / "samples" / "real.png", tile(dataset.read(ids), rows))
+            save_png(run.path / "samples" / "real.png", tile(pictures(dataset.read_fields(ids)), rows))
 
         backlog = Backlog(journal.path)
 
@@ -237,8 +241,9 @@ def _init_from_data(system: System, job: JobSpec, dataset: ShardedDataset, devic
     stream.close()
     for network in system.networks().values():
         network.to(device)
-    images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
-    first = Batch(images[: system.init_images], labels[: system.init_images])
+    labels = torch.cat([batch.labels for batch in batches])[: system.init_images]
+    fields = {name: torch.cat([b[name] for b in batches])[: system.init_images] for name in batches[0].names}
+    first = Batch(None, labels, **fields)
     system.init_from_data(first, generator(device, job.seed, "init from data"))
 
 

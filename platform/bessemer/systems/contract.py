@@ -50,24 +50,64 @@ class Clock:
         return int(self.nimg // every) > int(before.nimg // every)
 
 
-@dataclass(frozen=True)
 class Batch:
-    """One slice of real data."""
+    """One slice of real data: fields by name, and a class for each sample.
 
-    images: Tensor
-    """[N, C, H, W], float32 in [-1, 1]."""
-    labels: Tensor
-    """[N], int64 class indices; zeros where the data set has one class."""
-    slice: int = 0
-    """Which slice of the global batch this is: state that outlives an update (persistent chains, image pools) is kept
-    per slice, so that it does not depend on the number of workers."""
-    slices: int = 1
-    """Slices of the global batch."""
+    ========= ======================================================================================
+    images    [N, C, H, W] float32 in [-1, 1]: images, the inputs of pairs, the first of two domains
+    targets   [N, C, H, W] likewise: what belongs to the images of pairs
+    others    [N, C, H, W] likewise: images of the second domain, which belong to nothing
+    clips     [N, T, C, H, W] float32 in [-1, 1]: the frames of videos
+    audio     [N, samples] float32 in [-1, 1): sound, one channel
+    bits      [N, bits] float32, each 0 or 1
+    ========= ======================================================================================
+
+    Args:
+        images: the field of this name; None where there is none.
+        labels: [N], int64 class indices; zeros where the data set has one class.
+        slice_index: which slice of the global batch this is: state that outlives an update (persistent chains, image
+            pools) is kept per slice, so that it does not depend on the number of workers.
+        slices: slices of the global batch.
+        fields: the others.
+    """
+
+    def __init__(
+        self, images: Tensor | None, labels: Tensor, slice_index: int = 0, slices: int = 1, /, **fields: Tensor
+    ):
+        self._fields = fields if images is None else {"images": images, **fields}
+        self.labels = labels
+        self.slice, self.slices = slice_index, slices
+
+    @property
+    def images(self) -> Tensor:
+        """[N, C, H, W], float32 in [-1, 1]."""
+        return self["images"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Fields that there are, the main one first."""
+        return tuple(self._fields)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._fields:
+            raise KeyError(f"the batch has no field {name!r}; it has {', '.join(self.names)}")
+        return self._fields[name]
 
     def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
         """The batch on `device`, its images laid out as asked."""
-        images = self.images.to(device, memory_format=memory_format)
-        return Batch(images, self.labels.to(device), self.slice, self.slices)
+        moved = {}
+        for name in self.names:
+            values = self[name]
+            layout = memory_format if values.ndim == 4 else torch.preserve_format
+            moved[name] = values.to(device, memory_format=layout)
+        return Batch(None, self.labels.to(device), self.slice, self.slices, **moved)
+
+    def at(self, slice_index: int, slices: int) -> Batch:
+        """The batch as slice `slice_index` of `slices`."""
+        return Batch(None, self.labels, slice_index, slices, **{name: self[name] for name in self.names})
 
 
 @dataclass(frozen=True)
@@ -137,11 +177,25 @@ class SystemConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     resolution: int
-    """Height and width of the images in pixels."""
+    """Height and width of the images in pixels. Systems of sound or bits give it a default."""
     channels: int = 3
     """Colour channels."""
     classes: int = 1
     """Classes; 1 for data without labels."""
+
+
+def _picture(config: Any, channels: int | None = None) -> tuple[int, ...]:
+    return (config.channels if channels is None else channels, config.resolution, config.resolution)
+
+
+_SHAPES: Mapping[str, Callable[[Any], tuple[int, ...]]] = {
+    "images": _picture,
+    "targets": lambda config: _picture(config, getattr(config, "target_channels", None)),
+    "others": _picture,
+    "clips": lambda config: (config.frames, *_picture(config)),
+    "audio": lambda config: (config.samples,),
+    "bits": lambda config: (config.bits,),
+}
 
 
 class System(ABC):
@@ -158,7 +212,10 @@ class System(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Preset name -> fields of :attr:`Config`; the first is the default of `bessemer systems show`."""
     data_fields: ClassVar[tuple[str, ...]] = ("channels", "classes")
-    """Fields of :attr:`Config` that are taken from the data set unless the job sets them."""
+    """Fields of :attr:`Config` that are taken from the data set unless the job sets them: of `channels`, `classes`,
+    `target_channels` (pairs), `frames` (clips), `samples` and `rate` (sound), `bits`."""
+    takes: ClassVar[tuple[str, ...]] = ("images",)
+    """Fields of a batch that the losses read, as the data set must have them. Samples are like the last one."""
 
     init_images: ClassVar[int] = 0
     """Images from which :meth:`init_from_data` sets initial weights; 0, as here, where data play no part in them."""
@@ -237,6 +294,11 @@ class System(ABC):
         Returns:
             [N, C, H, W] float32 in [-1, 1].
         """
+
+    @property
+    def batch_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of one sample in each field of :attr:`takes`, as the configuration has it."""
+        return {name: _SHAPES[name](self.config) for name in self.takes}
 
     @property
     def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from bessemer import systems as _rooms
 from bessemer.errors import SpecError
 from bessemer.systems.contract import System, SystemConfig
 
-__all__ = ["all_systems", "build", "get", "rebuild", "resolve_config"]
+__all__ = ["all_systems", "build", "check_data", "get", "rebuild", "resolve_config"]
 
 
 @cache
@@ -62,8 +62,8 @@ def resolve_config(
     """The configuration that a job means: preset, then what the data set says, then the job's own fields.
 
     Args:
-        data: facts of the data set (`resolution`, `channels`, `classes`); those in the system's `data_fields` are
-            taken over, the others must agree.
+        data: facts of the data set (`resolution`, `channels`, `classes`, ...); those in the system's `data_fields` are
+            taken over, others that the configuration has must agree.
 
     Raises:
         SpecError: unknown system, preset or field, an illegal value, or a data set that does not fit.
@@ -85,7 +85,7 @@ def resolve_config(
         where = ".".join(["system.config", *map(str, first["loc"])])
         raise SpecError(f"{where}: {first['msg']} (value {first['input']!r}).") from None
     for key, value in data.items():
-        if getattr(config, key) != value:
+        if key in known and getattr(config, key) != value:
             fix = f"pack the data with --size {getattr(config, key)}" if key == "resolution" else "change one of them"
             raise SpecError(
                 f"system.config.{key}: {name} preset {preset} expects {getattr(config, key)}, "
@@ -100,6 +100,33 @@ def build(
     """Build a system; see :func:`resolve_config`. Weights mean nothing until `init_weights` or a load."""
     cls = get(name)
     return cls(resolve_config(name, preset, overrides, data))
+
+
+def check_data(system: System, fields: Mapping[str, Sequence[int]], place: str) -> None:
+    """Check that a data set has what a system's losses read.
+
+    Args:
+        system: built by the facts of the data set.
+        fields: name -> shape of what a batch of the data set holds.
+        place: of the data set, for messages.
+
+    Raises:
+        SpecError: it has other fields, or of other shapes.
+    """
+    wanted = {name: tuple(shape) for name, shape in system.batch_shapes.items()}
+    found = {name: tuple(shape) for name, shape in fields.items()}
+    if wanted == found:
+        return
+    fix = (
+        f"name a data set of {' and '.join(wanted)}, or a system that takes {' and '.join(found)}"
+        if wanted.keys() != found.keys()
+        else "pack the data in that shape, or change system.config"
+    )
+    raise SpecError(f"data.path: {place} has {_listed(found)}, but {system.name} takes {_listed(wanted)}; {fix}.")
+
+
+def _listed(fields: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in fields.items())
 
 
 def rebuild(name: str, config: Mapping[str, Any]) -> System:

@@ -142,7 +142,7 @@ class CollapseWatch:
                     pairs = labels[: (len(labels) + 1) // 2].repeat(2)
                     drawn = self._system.sample(pairs, generator(device, seed, "diversity", clock.nimg, index))
                     sums[0] += class_distances(drawn, pairs)
-                    sums[1] += class_distances(batch.images.to(device), labels)
+                    sums[1] += class_distances(batch[self._system.takes[-1]].to(device), labels)
         fakes, real = self._workers.sum(sums).cpu()
         self._real += real
         between_fakes, between_real = ((total / count).item() for total, count in (fakes, self._real))

@@ -161,11 +161,8 @@ def _cost(
 ) -> SliceCost:
     for name, network in networks.items():
         network.train().requires_grad_(name == update.network)
-    c = system.config
-    batch = Batch(
-        torch.empty(slice_size, c.channels, c.resolution, c.resolution),
-        torch.zeros(slice_size, dtype=torch.int64),
-    )
+    fields = {name: torch.empty(slice_size, *shape) for name, shape in system.batch_shapes.items()}
+    batch = Batch(None, torch.zeros(slice_size, dtype=torch.int64), **fields)
     trained = list(networks[update.network].parameters())
     if accumulated:
         for p in trained:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -206,7 +205,7 @@ class Trainer:
 
     def _on_device(self, batch: Batch, index: int) -> Batch:
         layout = torch.channels_last if self.job.training.channels_last else torch.contiguous_format
-        return replace(batch.to(self.workers.device, layout), slice=index, slices=self.job.slices)
+        return batch.to(self.workers.device, layout).at(index, self.job.slices)
 
     def _log(self) -> None:
         """Write the means since the last line to the journal, and go back if they are not finite."""

@@ -29,10 +29,11 @@ def test_numbers_are_those_of_numpy(tmp_path: Path) -> None:
     calls: list[tuple[int, int | None]] = []
     found = examined(images, tmp_path, np.arange(1200) % 10, progress=lambda done, total: calls.append((done, total)))
     pixels = images.reshape(-1, 3) / 255
-    assert found.mean == pytest.approx(pixels.mean(axis=0), abs=1e-12)
-    assert found.std == pytest.approx(pixels.std(axis=0), abs=1e-12)
+    assert found.fields[0].mean == pytest.approx(pixels.mean(axis=0), abs=1e-12)
+    assert found.fields[0].std == pytest.approx(pixels.std(axis=0), abs=1e-12)
     assert found.classes == {str(label): 120 for label in range(10)}
-    assert (found.examined, found.samples, found.grey, found.flat, found.duplicates) == (1200, 1200, 0, 0, [])
+    assert (found.examined, found.samples, found.fields[0].grey, found.fields[0].flat) == (1200, 1200, 0, 0)
+    assert found.duplicates == []
     assert found.warnings == []
     assert found.shards > 1
     assert calls[-1] == (1200, 1200)
@@ -42,7 +43,7 @@ def test_a_part_of_the_images_is_spread_over_all(tmp_path: Path) -> None:
     images = np.repeat(np.arange(1200, dtype=np.uint16) // 6, 64).astype(np.uint8).reshape(1200, 8, 8)
     found = examined(images, tmp_path, images=300)
     assert found.examined == 300
-    assert found.mean[0] == pytest.approx(images.mean() / 255, abs=0.03)
+    assert found.fields[0].mean[0] == pytest.approx(images.mean() / 255, abs=0.03)
 
 
 def test_duplicates_are_found_over_all_shards_and_near_ones_are_not(tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ def test_a_changed_sample_is_named_with_shard_key_and_offset(copy: Path) -> None
     dataset = ShardedDataset.open(copy)
     first, second = dataset.shard_counts[:2]
     number = first + second - 1
-    offset = int(dataset._offsets[number])
-    flip(copy / "shard-000001.tar", offset + int(dataset._lengths[number]) - 1)
+    offset = int(dataset._offsets[number, 0])
+    flip(copy / "shard-000001.tar", offset + int(dataset._lengths[number, 0]) - 1)
     fresh = ShardedDataset.open(copy)
     others = np.delete(np.arange(60), number)
     assert fresh.read(others).shape == (59, 3, 16, 16)

@@ -26,7 +26,7 @@ def damage(directory: Path, number: int) -> None:
     with ShardedDataset.open(directory) as dataset:
         shard = int(dataset.shards_of(np.array([number]))[0])
         path = directory / dataset.manifest.shards[shard].name
-        at = int(dataset._offsets[number]) + int(dataset._lengths[number]) // 2
+        at = int(dataset._offsets[number, 0]) + int(dataset._lengths[number, 0]) // 2
     data = bytearray(path.read_bytes())
     data[at : at + 8] = bytes(byte ^ 0xFF for byte in data[at : at + 8])
     path.write_bytes(data)
@@ -48,7 +48,7 @@ def test_a_bad_sample_is_replaced_by_a_sound_one_of_its_class(damaged: Path, tru
         found = quarantine.take_new()
         assert sorted(sample.number for sample in found) == BAD
         assert all(sample.shard.startswith("shard-") and "crc32" in sample.reason for sample in found)
-        assert [sample.offset for sample in found] == [int(dataset._offsets[sample.number]) for sample in found]
+        assert [sample.offset for sample in found] == [int(dataset._offsets[sample.number, 0]) for sample in found]
         dataset.read(np.arange(60))
         assert quarantine.take_new() == []  # each is reported once
 

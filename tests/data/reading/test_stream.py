@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bessemer.data.order import ElasticOrder
+from bessemer.data.reading.batches import RawBatch
 from bessemer.data.reading.dataset import ShardedDataset
-from bessemer.data.reading.stream import PixelBatch, SliceStream
+from bessemer.data.reading.stream import SliceStream
 from bessemer.errors import DataError
 
 BATCH, SLICE = 16, 4
@@ -73,14 +74,14 @@ def test_bytes_become_numbers_on_the_device_that_trains(
     expected: list[list[torch.Tensor]], dataset: ShardedDataset
 ) -> None:
     for lane, batch in enumerate(stream(dataset).batch(0)):
-        assert isinstance(batch, PixelBatch)
-        assert (batch.pixels.dtype, batch.pixels.shape) == (torch.uint8, (SLICE, 16, 16, 3))
+        assert isinstance(batch, RawBatch)
+        assert (batch.raw["images"].dtype, batch.raw["images"].shape) == (torch.uint8, (SLICE, 16, 16, 3))
         moved = batch.to(torch.device("cpu"), torch.channels_last)
         assert moved.images.is_contiguous(memory_format=torch.channels_last)
         assert batch.images.is_contiguous()
         assert equal([moved.images, moved.labels], expected[0][2 * lane : 2 * lane + 2])
         # What a device of its own computes from the bytes, not from the images that are there already.
-        assert torch.equal(batch._images(torch.device("cpu"), torch.channels_last), expected[0][2 * lane])
+        assert torch.equal(batch._numbers("images", torch.device("cpu"), torch.channels_last), expected[0][2 * lane])
         assert batch.to(torch.device("meta")).images.shape == (SLICE, 3, 16, 16)
 
 
@@ -171,7 +172,7 @@ def test_a_damaged_sample_stops_the_batch_that_needs_it(
     shard = int(np.searchsorted(np.cumsum(dataset.shard_counts), number, side="right"))
     path = damaged / dataset.manifest.shards[shard].name
     data = bytearray(path.read_bytes())
-    data[int(dataset._offsets[number]) + 20] ^= 0xFF
+    data[int(dataset._offsets[number, 0]) + 20] ^= 0xFF
     path.write_bytes(data)
     streams.append(stream(dataset, threads=threads, cache=cache))
     streams[0].batch(0)

@@ -9,53 +9,67 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bessemer.data.fields import NOUNS, FieldRecord
 from bessemer.data.index import Index
 from bessemer.data.manifest import Manifest
 from bessemer.data.order import permutation
+from bessemer.data.pictures import pictures
 from bessemer.data.reading.dataset import ShardedDataset, read_index
 
-__all__ = ["Examination", "examine", "sample_images"]
+__all__ = ["Examination", "ExaminedField", "examine", "sample_images"]
 
 _CHUNK = 256
 _FEW_IMAGES, _FEW_IN_CLASS, _IMBALANCE, _MANY_DUPLICATES = 1000, 50, 10, 0.01
 
 
 @dataclass
+class ExaminedField:
+    """A field of the samples that were looked at. Pixels and bits count from 0 to 1, sound from -1 to 1."""
+
+    name: str
+    shape: list[int]
+    encoding: str
+    rate: int | None
+    mean: list[float]
+    """Per channel."""
+    std: list[float]
+    """Per channel, over all pixels, samples of sound, or bits."""
+    grey: int
+    """Colour pictures whose channels are equal."""
+    flat: int
+    """Pictures of one colour; silent pieces of sound; vectors of equal bits."""
+
+
+@dataclass
 class Examination:
-    """What :func:`examine` found. Pixels count from 0 to 1."""
+    """What :func:`examine` found."""
 
     samples: int
-    resolution: int
-    channels: int
-    encoding: str
+    kind: str
+    """What a sample is."""
+    fields: list[ExaminedField]
+    """What a sample holds."""
     classes: dict[str, int]
     """Images of each class."""
     shards: int
     bytes: int
     """Of all shards."""
     image_bytes: tuple[int, int, int]
-    """Smallest, median and largest image as it is stored."""
+    """Smallest, median and largest sample as it is stored."""
     examined: int
-    """Images that the numbers below are of."""
-    mean: list[float]
-    """Per channel."""
-    std: list[float]
-    """Per channel, over pixels of all images."""
-    grey: int
-    """Colour images whose channels are equal."""
-    flat: int
-    """Images of one colour."""
+    """Samples whose content was looked at."""
     duplicates: list[list[int]]
-    """Ids of images that are byte for byte the same, over the whole data set."""
+    """Ids of samples that are byte for byte the same, over the whole data set."""
     warnings: list[str] = field(default_factory=list)
 
     @property
     def superfluous(self) -> int:
-        """Images that are copies of others."""
+        """Samples that are copies of others."""
         return sum(len(group) - 1 for group in self.duplicates)
 
 
@@ -76,28 +90,24 @@ def examine(
         manifest = dataset.manifest
         index = read_index(Path(directory), manifest)
         ids = _choose(len(dataset), images)
-        pixels = _Pixels(manifest.channels)
+        sums = [_Sums(one) for one in dataset.fields]
         chunks = [ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK)]
         with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:
-            for done, chunk in enumerate(pool.map(dataset.read, chunks), start=1):
-                pixels.add(chunk)
+            for done, chunk in enumerate(pool.map(dataset.read_fields, chunks), start=1):
+                for own in sums:
+                    own.add(chunk[own.record.name])
                 if progress:
                     progress(min(done * _CHUNK, len(ids)), len(ids))
-        lengths = index["length"]
+        lengths = index["length"].sum(axis=1, dtype=np.int64)
         found = Examination(
             samples=manifest.samples,
-            resolution=manifest.resolution,
-            channels=manifest.channels,
-            encoding=manifest.encoding,
+            kind=manifest.kind,
+            fields=[own.found() for own in sums],
             classes=dict(zip(manifest.classes, manifest.class_counts, strict=True)),
             shards=len(manifest.shards),
             bytes=sum(shard.bytes for shard in manifest.shards),
             image_bytes=(int(lengths.min()), int(np.median(lengths)), int(lengths.max())),
             examined=len(ids),
-            mean=pixels.mean.tolist(),
-            std=pixels.std.tolist(),
-            grey=pixels.grey,
-            flat=pixels.flat,
             duplicates=_duplicates(Path(directory), manifest, index),
         )
     found.warnings = list(_warnings(found))
@@ -105,10 +115,11 @@ def examine(
 
 
 def sample_images(directory: Path, rows: int, columns: int) -> NDArray[np.uint8]:
-    """Images for a picture: a row for each class, an even choice where there are more classes than rows.
+    """Pictures of samples: a row for each class, an even choice where there are more classes than rows.
 
     Returns:
-        [rows * columns, C, H, W], by rows. Classes with fewer images than columns begin again.
+        [rows * columns, C, H, W], by rows; see :func:`bessemer.data.pictures.pictures`. Classes with fewer samples than
+        columns begin again.
     """
     with ShardedDataset.open(directory) as dataset:
         classes = len(dataset.manifest.classes)
@@ -118,7 +129,7 @@ def sample_images(directory: Path, rows: int, columns: int) -> NDArray[np.uint8]
             own = np.flatnonzero(labels == label)
             own = own[permutation(len(own), 0, "info", label)]
             ids.append(np.resize(np.roll(own, -columns * (row // classes)), columns))
-        return dataset.read(np.concatenate(ids))
+        return pictures(dataset.read_fields(np.concatenate(ids)))
 
 
 def _choose(samples: int, images: int | None) -> NDArray[np.int64]:
@@ -127,42 +138,59 @@ def _choose(samples: int, images: int | None) -> NDArray[np.int64]:
     return np.sort(permutation(samples, 0, "info")[:images])
 
 
-class _Pixels:
-    """Sums over pixels; exact, as they are integers below 2^63."""
+class _Sums:
+    """Sums over the values of a field; exact, as they are integers below 2^63."""
 
-    def __init__(self, channels: int):
+    def __init__(self, record: FieldRecord):
+        self.record = record
+        self._channels = record.shape[-3] if record.is_picture else 1
         self._count = 0
-        self._sum = np.zeros(channels, dtype=np.int64)
-        self._squares = np.zeros(channels, dtype=np.int64)
-        self.grey = self.flat = 0
+        self._sum = np.zeros(self._channels, dtype=np.int64)
+        self._squares = np.zeros(self._channels, dtype=np.int64)
+        self._grey = self._flat = 0
 
-    def add(self, images: NDArray[np.uint8]) -> None:
-        """Take in images [N, C, H, W]."""
-        self._count += images.size // images.shape[1]
-        # Pixels of 8 bits have few values: counts of them are faster than sums of squares.
-        for channel in range(images.shape[1]):
-            counts = np.bincount(images[:, channel].ravel(), minlength=256)
-            values = np.arange(256, dtype=np.int64)
-            self._sum[channel] += counts @ values
-            self._squares[channel] += counts @ values**2
-        if images.shape[1] == 3:
-            self.grey += int((images == images[:, :1]).all(axis=(1, 2, 3)).sum())
-        self.flat += int((images == images[:, :, :1, :1]).all(axis=(1, 2, 3)).sum())
+    def add(self, values: NDArray[Any]) -> None:
+        """Take in samples [N, *shape]."""
+        if self.record.name == "clips":
+            values = values.reshape(-1, *values.shape[2:])
+        elif not self.record.is_picture:
+            values = values[:, None, None, :]
+        self._count += values.size // self._channels
+        for channel in range(self._channels):
+            # Few values are possible: counts of them are faster than sums of squares.
+            low = int(np.iinfo(values.dtype).min)
+            counts = np.bincount(values[:, channel].ravel().astype(np.int64) - low)
+            levels = np.arange(low, low + len(counts), dtype=np.int64)
+            self._sum[channel] += counts @ levels
+            self._squares[channel] += counts @ levels**2
+        if self._channels == 3:
+            self._grey += int((values == values[:, :1]).all(axis=(1, 2, 3)).sum())
+        self._flat += int((values == values[:, :, :1, :1]).all(axis=(1, 2, 3)).sum())
 
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        mean: NDArray[np.float64] = self._sum / (255.0 * self._count)
-        return mean
-
-    @property
-    def std(self) -> NDArray[np.float64]:
-        variance: NDArray[np.float64] = self._squares / (255.0**2 * self._count) - self.mean**2
-        return np.sqrt(np.maximum(variance, 0))
+    def found(self) -> ExaminedField:
+        """What the samples were like."""
+        scale = {"audio": 32768.0, "bits": 1.0}.get(self.record.name, 255.0)
+        mean = self._sum / (scale * self._count)
+        std = np.sqrt(np.maximum(self._squares / (scale**2 * self._count) - mean**2, 0))
+        record = self.record
+        return ExaminedField(
+            record.name,
+            record.shape,
+            record.encoding,
+            record.rate,
+            mean.tolist(),
+            std.tolist(),
+            self._grey,
+            self._flat,
+        )
 
 
 def _duplicates(directory: Path, manifest: Manifest, index: Index) -> list[list[int]]:
-    """Groups of ids with the same bytes: candidates by length and crc32, compared in full."""
-    keys = index["length"].astype(np.uint64) << np.uint64(32) | index["crc32"]
+    """Groups of ids with the same bytes: candidates by lengths and crc32s, compared in full."""
+    keys = np.zeros(len(index), dtype=np.uint64)
+    for member in range(index.shape[1]):  # of several files, a polynomial of theirs
+        own = index["length"][:, member].astype(np.uint64) << np.uint64(32) | index["crc32"][:, member]
+        keys = keys * np.uint64(0x9E3779B97F4A7C15) + own
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -174,48 +202,70 @@ def _duplicates(directory: Path, manifest: Manifest, index: Index) -> list[list[
         if len(own):
             with (directory / shard.name).open("rb") as file:
                 for one in own.tolist():
-                    file.seek(int(index["offset"][one]))
-                    groups[hashlib.sha256(file.read(int(index["length"][one]))).digest()].append(one)
+                    digest = hashlib.sha256()
+                    for offset, length, _, _ in index[one].tolist():
+                        file.seek(offset)
+                        digest.update(hashlib.sha256(file.read(length)).digest())
+                    groups[digest.digest()].append(one)
     return sorted(group for group in groups.values() if len(group) > 1)
 
 
 def _warnings(found: Examination) -> Iterator[str]:
     counts = found.classes
-    if len(counts) == 1:
+    thing = NOUNS[found.kind]
+    if len(counts) == 1 and found.kind in ("images", "clips"):
         yield (
             "there is one class: a class-conditional system learns nothing from labels. If the images have classes, "
             "give them by folders or --labels"
         )
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if counts[most] > _IMBALANCE * counts[fewest]:
+    if counts[most] > _IMBALANCE * counts[fewest] and found.kind != "domains":
         yield (
-            f"classes are out of balance: {counts[most]} images of {most!r}, {counts[fewest]} of {fewest!r}; rare "
+            f"classes are out of balance: {counts[most]} {thing} of {most!r}, {counts[fewest]} of {fewest!r}; rare "
             f"classes are learnt badly. Pack with --limit, or leave rare classes out"
         )
-    if len(counts) > 1 and counts[fewest] < _FEW_IN_CLASS:
+    if len(counts) > 1 and counts[fewest] < _FEW_IN_CLASS and found.kind != "domains":
         few = sum(count < _FEW_IN_CLASS for count in counts.values())
         yield f"{few} of {len(counts)} classes have fewer than {_FEW_IN_CLASS} images: they are memorised, not learnt"
     if found.samples < _FEW_IMAGES:
         yield (
-            f"there are {found.samples} images: below {_FEW_IMAGES}, networks memorise them, and metrics such as FID "
+            f"there are {found.samples} {thing}: below {_FEW_IMAGES}, networks memorise them, and metrics such as FID "
             f"are biased"
         )
-    if found.channels == 3 and found.grey == found.examined:
-        yield "all images examined are grey but stored in colour: pack with --mode L and train with one channel"
-    elif found.channels == 3 and found.grey > found.examined // 2:
-        yield f"{found.grey} of {found.examined} images examined are grey among colour images"
-    if found.flat:
-        yield f"{found.flat} of {found.examined} images examined are of one colour, as placeholders are; remove them"
     if found.superfluous > _MANY_DUPLICATES * found.samples:
         first = ", ".join(f"{one:08d}" for one in found.duplicates[0][:3])
         yield (
-            f"{found.superfluous} images are exact copies of others (such as {first}): they are learnt more often than "
-            f"others, and split over training and test sets they spoil metrics"
+            f"{found.superfluous} {thing} are exact copies of others (such as {first}): they are learnt more often "
+            f"than others, and split over training and test sets they spoil metrics"
         )
-    if max(found.std) < 0.02:
-        yield f"images have next to no contrast (standard deviation {max(found.std):.4f}); were 16 bits cut to 8?"
-    if found.resolution & (found.resolution - 1):
+    for one in found.fields:
+        yield from _picture_warnings(one, found) if one.name not in ("audio", "bits") else _other_warnings(one, found)
+
+
+def _picture_warnings(one: ExaminedField, found: Examination) -> Iterator[str]:
+    looked = found.examined * (one.shape[0] if one.name == "clips" else 1)
+    what = {"images": "images", "clips": "frames"}.get(one.name, one.name)
+    if one.shape[-3] == 3 and one.grey == looked:
+        yield f"all {what} examined are grey but stored in colour: pack with --mode L and train with one channel"
+    elif one.shape[-3] == 3 and one.grey > looked // 2:
+        yield f"{one.grey} of {looked} {what} examined are grey among colour images"
+    if one.flat and one.name == "images":
+        yield f"{one.flat} of {looked} {what} examined are of one colour, as placeholders are; remove them"
+    if max(one.std) < 0.02:
+        yield f"{what} have next to no contrast (standard deviation {max(one.std):.4f}); were 16 bits cut to 8?"
+    edge = one.shape[-1]
+    if edge & (edge - 1) and one is found.fields[0]:
         yield (
-            f"{found.resolution} pixels are no power of two, as most systems need; pack with --size "
-            f"{1 << found.resolution.bit_length() - 1} or {1 << found.resolution.bit_length()}"
+            f"{edge} pixels are no power of two, as most systems need; pack with --size {1 << edge.bit_length() - 1} "
+            f"or {1 << edge.bit_length()}"
         )
+
+
+def _other_warnings(one: ExaminedField, found: Examination) -> Iterator[str]:
+    if one.flat:
+        what = "pieces of sound are silent" if one.name == "audio" else "vectors have all bits equal"
+        yield f"{one.flat} of {found.examined} {what}; remove them"
+    if one.name == "audio" and one.std[0] < 0.01:
+        yield f"the sound is very quiet (root mean square {one.std[0]:.4f} of 1); were the recordings scaled down?"
+    if one.name == "audio" and abs(one.mean[0]) > 0.05:
+        yield f"the sound has an offset (mean {one.mean[0]:.3f}), as recordings through direct current have; remove it"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bessemer.data.packing.prepare import MODES, Prepared
+from bessemer.data.fields import KINDS
+from bessemer.data.packing.prepare import MODES, Prepared, Rules
 from bessemer.errors import DataError
 
-__all__ = ["Findings"]
+__all__ = ["Findings", "declare"]
 
 _EXAMPLES = 5
 
@@ -36,54 +37,63 @@ class Findings:
 
     def __init__(self) -> None:
         self._unusable = _Group()
-        self._modes: dict[str, _Group] = {}
+        self._modes: dict[str, dict[str, _Group]] = {}
+        """By field."""
         self._sizes: dict[tuple[int, int], _Group] = {}
 
-    def see(self, name: str, prepared: Prepared | ValueError) -> None:
-        """Take note of one image, or of why it could not be prepared."""
-        if isinstance(prepared, ValueError):
-            self._unusable.add(f"{name}: {prepared}")
-            return
-        self._modes.setdefault(prepared.mode, _Group()).add(name)
-        self._sizes.setdefault((prepared.width, prepared.height), _Group()).add(name)
+    def refuse(self, name: str, error: ValueError) -> None:
+        """Take note of why a sample could not be prepared."""
+        self._unusable.add(f"{name}: {error}")
+
+    def see(self, name: str, prepared: Prepared, field: str = "images") -> None:
+        """Take note of one file of a sample."""
+        if prepared.mode:
+            self._modes.setdefault(field, {}).setdefault(prepared.mode, _Group()).add(name)
+            self._sizes.setdefault((prepared.width, prepared.height), _Group()).add(name)
 
     def merge(self, other: Findings) -> None:
         """Take over what was found in another part of the source."""
         self._unusable.merge(other._unusable)
-        for mode, group in other._modes.items():
-            self._modes.setdefault(mode, _Group()).merge(group)
+        for name, modes in other._modes.items():
+            for mode, group in modes.items():
+                self._modes.setdefault(name, {}).setdefault(mode, _Group()).merge(group)
         for size, group in other._sizes.items():
             self._sizes.setdefault(size, _Group()).merge(group)
 
     def as_clean(self) -> dict[str, Any]:
         """What :meth:`clean` makes the same findings of, where nothing is wrong."""
-        (mode, group), (resolution,) = next(iter(self._modes.items())), {width for width, _ in self._sizes}
-        return {"mode": mode, "resolution": resolution, "count": group.count, "examples": group.examples}
+        modes = {
+            field: (mode, group.count, group.examples)
+            for field, found in self._modes.items()
+            for mode, group in found.items()
+        }
+        return {"modes": modes, "resolution": self.resolution}
 
     @classmethod
-    def clean(cls, mode: str, resolution: int, count: int, examples: list[str]) -> Findings:
-        """Findings of images of one mode and size."""
+    def clean(cls, modes: Mapping[str, tuple[str, int, list[str]]], resolution: int | None) -> Findings:
+        """Findings of pictures of one size, and of one mode in each field."""
         findings = cls()
-        findings._modes[mode] = _Group(count, list(examples))
-        findings._sizes[resolution, resolution] = _Group(count, list(examples))
+        for name, (mode, count, examples) in modes.items():
+            findings._modes[name] = {mode: _Group(count, list(examples))}
+        if resolution is not None:
+            count, examples = next((count, examples) for _, count, examples in modes.values())
+            findings._sizes[resolution, resolution] = _Group(count, list(examples))
         return findings
 
     @property
     def faulty(self) -> bool:
         """Whether :meth:`raise_faults` would raise."""
-        return bool(self._unusable.count) or self._modes_differ or self._sizes_differ
+        return bool(self._unusable.count) or bool(self._differing) or self._sizes_differ
 
     @property
-    def resolution(self) -> int:
-        """Edge length that all images have."""
-        ((width, _),) = self._sizes
-        return width
+    def resolution(self) -> int | None:
+        """Edge length that all pictures have; None where there are none."""
+        return next((width for width, _ in self._sizes), None)
 
-    @property
-    def mode(self) -> str:
-        """Colour mode that all images have."""
-        (mode,) = self._modes
-        return mode
+    def channels(self, field: str) -> int:
+        """Colour channels that all pictures of a field have."""
+        (mode,) = self._modes[field]
+        return 3 if mode == "RGB" else 1
 
     def raise_faults(self, source: str, images: int) -> None:
         """Raise one DataError that lists every kind of fault with examples and the fix; nothing if all is well.
@@ -101,10 +111,11 @@ class Findings:
                 + "\n".join(f"    {line}" for line in lines)
                 + "\n  Every image must decode whole: remove these files, or put undamaged ones in their place."
             )
-        if self._modes_differ:
+        for name in self._differing:
+            of = f" of {name}" if len(self._modes) > 1 else ""
             faults.append(
-                f"colour modes differ from RGB or from each other:{_list(self._modes)}\n  All images must be RGB, or "
-                f"all L (grey). Convert them: --mode RGB, or --mode L (transparency is laid over white)."
+                f"colour modes{of} differ from RGB or from each other:{_list(self._modes[name])}\n  All must be RGB, "
+                f"or all L (grey). Convert them: --mode RGB, or --mode L (transparency is laid over white)."
             )
         if self._sizes_differ:
             smallest = min(min(size) for size in self._sizes)
@@ -118,12 +129,34 @@ class Findings:
             raise DataError(f"{source} cannot be packed as it is.\n{listed}")
 
     @property
-    def _modes_differ(self) -> bool:
-        return len(self._modes) > 1 or any(mode not in MODES for mode in self._modes)
+    def _differing(self) -> list[str]:
+        """Fields with several colour modes, or with one that cannot be stored."""
+        return [field for field, modes in self._modes.items() if len(modes) > 1 or any(m not in MODES for m in modes)]
 
     @property
     def _sizes_differ(self) -> bool:
         return len(self._sizes) > 1 or any(width != height for width, height in self._sizes)
+
+
+def declare(rules: Rules, findings: Findings, endings: Collection[str]) -> dict[str, Any]:
+    """What the manifest says of the samples.
+
+    Args:
+        rules: by which they were packed.
+        findings: without faults.
+        endings: field and ending of the files, such as `images.jpg`.
+    """
+    size = findings.resolution
+    fields: list[dict[str, Any]] = []
+    for name in KINDS[rules.kind]:
+        stored = KINDS[rules.kind][0] if rules.kind == "domains" else name
+        kinds = {ending.partition(".")[2] for ending in endings if ending.startswith(f"{stored}.")}
+        encoding = next(iter(kinds)) if len(kinds) == 1 else "mixed"
+        channels = findings.channels(stored)
+        if rules.kind == "images":
+            return {"resolution": size, "channels": channels, "encoding": encoding}
+        fields.append({"name": name, "shape": [channels, size, size], "encoding": encoding, "rate": None})
+    return {"kind": rules.kind, "fields": fields}
 
 
 def _list(groups: Mapping[str, _Group]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bessemer.data.index import INDEX_DTYPE, Index, index_bytes
 from bessemer.data.manifest import MANIFEST, FileRecord, Manifest, Packing, ShardRecord, data_hash
-from bessemer.data.packing.findings import Findings
+from bessemer.data.packing.findings import Findings, declare
 from bessemer.data.packing.parallel import run_in_processes
 from bessemer.data.packing.prepare import Rules, prepare
 from bessemer.data.sources.labels import class_order
@@ -39,39 +39,55 @@ class Sample:
     """The members of a sample: image, label where there is one, and the endings of the rest."""
 
     key: str
-    image: Member
+    files: tuple[Member, ...]
+    """The image; or all files but the label, of data sets that have no image in each sample."""
     label: Member | None
     others: list[str]
 
+    @property
+    def image(self) -> Member:
+        """The first of its files."""
+        return self.files[0]
 
-def read_samples(path: Path) -> Iterator[Sample]:
+
+def read_samples(path: Path, members: int | None = None) -> Iterator[Sample]:
     """The samples of a shard, in order.
 
     A sample is a run of files whose names agree up to the first dot, as `webdataset` has it; one of them is an image.
+
+    Args:
+        path: of the shard.
+        members: files that a sample has beside its label; None for one image, beside which other files may be.
 
     Raises:
         DataError: the tar is damaged, see :func:`bessemer.data.sources.tars.read_members`; or a sample has no image,
             two of them, the same ending twice, or lies apart; or there is a link.
     """
     seen: set[str] = set()
-    files = (member for member in read_members(path) if member.kind != "folder")
-    for key, group in groupby(files, _key):
-        members = list(group)
-        where = f"{path}: sample {key!r} at byte {members[0].offset}"
-        if any(member.kind == "other" for member in members):
+    listed = (member for member in read_members(path) if member.kind != "folder")
+    for key, group in groupby(listed, _key):
+        found = list(group)
+        where = f"{path}: sample {key!r} at byte {found[0].offset}"
+        if any(member.kind == "other" for member in found):
             raise DataError(f"{where} is a link or no regular file; write the shard anew with the file itself")
         if key in seen:
             raise DataError(f"{where} has members before it that belong to it; the files of a sample lie together")
         seen.add(key)
-        endings = [_ending(member) for member in members]
-        images = [member for member, ending in zip(members, endings, strict=True) if ending in ENDINGS]
+        named = [(_ending(member), member) for member in found]
+        endings = [ending for ending, _ in named]
         if len(set(endings)) != len(endings):
             raise DataError(f"{where} has two files with the same ending ({', '.join(endings)}); keep one")
-        if len(images) != 1:
-            raise DataError(f"{where} has {len(images)} images ({', '.join(endings)}); a sample has one")
-        labels = [member for member, ending in zip(members, endings, strict=True) if ending == CLS]
-        others = [ending for ending in endings if ending not in ENDINGS and ending != CLS]
-        yield Sample(key, images[0], labels[0] if labels else None, others)
+        labels = [member for ending, member in named if ending == CLS]
+        if members is None:
+            files = [member for ending, member in named if ending in ENDINGS]
+        else:
+            files = [member for ending, member in named if ending != CLS]
+        if len(files) != (members or 1):
+            what = "images" if members is None else "files"
+            rule = "one" if members is None else str(members)
+            raise DataError(f"{where} has {len(files)} {what} ({', '.join(endings)}); a sample has {rule}")
+        others = [ending for ending, member in named if member not in files and ending != CLS]
+        yield Sample(key, tuple(files), labels[0] if labels else None, others)
 
 
 def index_shards(
@@ -155,7 +171,7 @@ def _read_shard(path: Path) -> _Found:
                 found.faults.append(f"{path}: sample {sample.key!r} at byte {sample.image.offset}: {error}")
                 continue
             found.findings.see(f"{path.name}/{sample.key}", prepared)
-            found.endings[prepared.ending] += 1
+            found.endings[f"images.{prepared.ending}"] += 1
             found.others.update(sample.others)
             records.append((sample.image.offset, len(data), labels.setdefault(label, len(labels)), zlib.crc32(data)))
         sha256 = hashlib.sha256(content).hexdigest()
@@ -207,9 +223,7 @@ def _assemble(directory: Path, found: list[_Found]) -> tuple[Manifest, bytes]:
     others = sum((shard.others for shard in found), Counter[str]())
     fields: dict[str, Any] = {
         "version": 1,
-        "resolution": findings.resolution,
-        "channels": 3 if findings.mode == "RGB" else 1,
-        "encoding": next(iter(endings)) if len(endings) == 1 else "mixed",
+        **declare(_AS_THEY_ARE, findings, endings),
         "classes": ["all"] if classes == [""] else classes,
         "class_counts": np.bincount(index["label"], minlength=len(classes)).tolist(),
         "samples": samples,

@@ -15,20 +15,21 @@ import numpy as np
 import PIL
 
 from bessemer import __version__
+from bessemer.data.fields import KINDS, Kind
 from bessemer.data.index import index_bytes
 from bessemer.data.manifest import FileRecord, Manifest, Packing, data_hash
 from bessemer.data.order import permutation
 from bessemer.data.packing.aside import check_destination, open_aside, publish
-from bessemer.data.packing.findings import Findings
+from bessemer.data.packing.findings import Findings, declare
 from bessemer.data.packing.parallel import run_in_processes
-from bessemer.data.packing.prepare import Mode, Prepared, Resize, Rules
+from bessemer.data.packing.prepare import Mode, Resize, Rules
 from bessemer.data.packing.shard_task import ShardResult, ShardTask, finished, pack_shard, prepare_all
 from bessemer.data.packing.shards import stored_bytes
 from bessemer.data.sources.source import Entry, Source, open_source
 from bessemer.errors import DataError
 from bessemer.files import write_atomically, write_synced
 
-__all__ = ["SHARD_BYTES", "Runner", "mode_named", "pack", "resize_named"]
+__all__ = ["SHARD_BYTES", "Runner", "kind_named", "mode_named", "pack", "resize_named"]
 
 SHARD_BYTES = 128 << 20
 """Default size of a shard."""
@@ -45,6 +46,7 @@ def pack(
     source: str | Path,
     destination: Path,
     *,
+    kind: Kind | None = None,
     size: int | None = None,
     resize: Resize = "lanczos",
     mode: Mode | None = None,
@@ -68,6 +70,7 @@ def pack(
     Args:
         source: folder, archive, file of arrays, or `digits`; see :func:`bessemer.data.sources.source.open_source`.
         destination: directory to make. It appears whole, by a rename, or not at all.
+        kind: what a sample is, see :mod:`bessemer.data.fields`; by default what the names in the source say.
         size: edge length in pixels; images are centre-cropped to a square and resized. None: they must be square
             and of one size already.
         resize: filter for `size`; `none` cuts the centre out without scaling.
@@ -91,14 +94,14 @@ def pack(
         if value is not None and value < 1:
             raise DataError(f"{name} is {value}; it must be at least 1")
     check_destination(destination, overwrite)
-    rules = Rules(size, resize, mode)
     threads = threads or max(1, min(16, len(os.sched_getaffinity(0))) // workers)
     if progress:
         progress(0, None)
     with (
         open_aside(destination) as aside,
-        open_source(source, spool_folder=aside, split=split, labels=labels) as opened,
+        open_source(source, spool_folder=aside, split=split, labels=labels, kind=kind) as opened,
     ):
+        rules = Rules(size, resize, mode, opened.kind)
         opened.entries = _choose(opened.entries, limit)
         by_class = Counter(entry.class_name for entry in opened.entries)
         opened.classes = [name for name in opened.classes if by_class[name]]
@@ -113,9 +116,7 @@ def pack(
         endings = {ending for result in results for ending in result.endings}
         fields: dict[str, Any] = {
             "version": 1,
-            "resolution": findings.resolution,
-            "channels": 3 if findings.mode == "RGB" else 1,
-            "encoding": next(iter(endings)) if len(endings) == 1 else "mixed",
+            **declare(rules, findings, endings),
             "classes": opened.classes,
             "class_counts": [by_class[name] for name in opened.classes],
             "samples": len(opened.entries),
@@ -138,6 +139,20 @@ def pack(
         manifest.save(aside)
         publish(aside, destination, manifest.files, overwrite)
     return manifest
+
+
+def kind_named(name: str | None) -> Kind | None:
+    """A kind of samples by the name that a person typed; None stays None.
+
+    Raises:
+        DataError: there is none of this name.
+    """
+    for known in KINDS:
+        if name is not None and name.lower() == known:
+            return known
+    if name is None:
+        return None
+    raise DataError(f"kind {name!r} is unknown; choose one of {', '.join(KINDS)}")
 
 
 def resize_named(name: str) -> Resize:
@@ -183,16 +198,23 @@ def _plan(source: Source, rules: Rules, shard_bytes: int, folder: Path, threads:
     labels = {name: label for label, name in enumerate(source.classes)}
     count = len(source.entries)
     shuffled = [source.entries[place] for place in permutation(count, 0, "pack").tolist()]
-    tried = prepare_all(source.files, [entry.path for entry in shuffled[:_TRIED]], rules, threads)
-    sizes = [stored_bytes(len(prepared.data)) for _, prepared in tried if isinstance(prepared, Prepared)]
-    total = count * sum(sizes) / max(1, len(sizes))
+    tried = prepare_all(source.files, shuffled[:_TRIED], rules, threads)
+    sizes = [stored_bytes(len(one.content.data) for one in found) for _, found in tried if isinstance(found, list)]
+    each = sum(sizes) / max(1, len(sizes))
     # Where the size of the rest is a guess, a little room keeps nearly all shards below the size that was asked for.
-    shards = min(count, max(1, math.ceil(total / (shard_bytes if count <= _TRIED else 0.95 * shard_bytes))))
-    bounds = [count * number // shards for number in range(shards + 1)]
+    room = shard_bytes if count <= _TRIED else 0.95 * shard_bytes
+    groups = [count]
+    if rules.kind == "domains":  # each has shards of its own, so that each can be read in an order of its own
+        shuffled.sort(key=lambda entry: labels[entry.class_name])
+        groups = [sum(labels[entry.class_name] == label for entry in shuffled) for label in range(2)]
+    bounds = [0]
+    for samples in groups:
+        shards = min(samples, max(1, math.ceil(samples * each / room)))
+        bounds += [bounds[-1] + samples * number // shards for number in range(1, shards + 1)]
     return [
         ShardTask(
-            source.files.part(entry.path for entry in shuffled[first:last]),
-            [(entry.path, labels[entry.class_name]) for entry in shuffled[first:last]],
+            source.files.part(path for entry in shuffled[first:last] for path in entry.paths),
+            [(entry, labels[entry.class_name]) for entry in shuffled[first:last]],
             rules,
             folder,
             number,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bessemer.data.fields import Kind
 from bessemer.data.reading.decode import decode, decode_into, is_jpeg, read_header
 
 __all__ = ["MODES", "Mode", "Prepared", "Resize", "Rules", "prepare"]
@@ -37,17 +38,24 @@ class Rules:
     """Filter that brings the centre-cropped square to `size`; `none` cuts `size` pixels out of the centre."""
     mode: Mode | None
     """Colour mode; None takes images as they are."""
+    kind: Kind = "images"
+    """What a sample is."""
+    count: int | None = None
+    """Frames of a clip, samples of a piece of sound, or bits of a vector."""
+    rate: int | None = None
+    """Samples of sound per second."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as it is stored, and what it was like."""
+    """A file as it is stored, and what it was like."""
 
     data: bytes
     ending: str
     width: int
     height: int
     mode: str
+    """Colour mode; empty for what is no picture."""
     passed_through: bool
     """Stored byte for byte as it came."""
 

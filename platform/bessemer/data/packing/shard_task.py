@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from bessemer.data.index import INDEX_DTYPE, Index, index_bytes
 from bessemer.data.manifest import ShardRecord
 from bessemer.data.packing.findings import Findings
-from bessemer.data.packing.prepare import Prepared, Rules, prepare
+from bessemer.data.packing.prepare import Rules
+from bessemer.data.packing.samples import StoredFile, prepare_sample
 from bessemer.data.packing.shards import ShardWriter
 from bessemer.data.sources.archives import Files
+from bessemer.data.sources.source import Entry
 from bessemer.errors import DataError
 from bessemer.files import file_sha256, write_atomically
 
@@ -32,8 +34,8 @@ class ShardTask:
     """What goes into one shard. Small to send to another process."""
 
     files: Files
-    entries: list[tuple[PurePosixPath, int]]
-    """Path in the source and label of each image, in their order."""
+    entries: list[tuple[Entry, int]]
+    """The samples in their order, and their labels."""
     rules: Rules
     folder: Path
     """Where the shard goes."""
@@ -60,6 +62,7 @@ class ShardResult:
     """None where the findings are faulty."""
     index: Index = field(default_factory=lambda: np.empty(0, dtype=INDEX_DTYPE))
     endings: Counter[str] = field(default_factory=Counter)
+    """Files by field and ending, such as `images.jpg`."""
     passed_through: int = 0
 
 
@@ -70,7 +73,7 @@ def pack_shard(task: ShardTask, advance: Callable[[int], object] | None = None) 
 
     Args:
         task: what goes into it.
-        advance: called with the number of images since the last call.
+        advance: called with the number of samples since the last call.
 
     Raises:
         DataError: the folder is not there, as on a node without the file system of the others.
@@ -84,13 +87,17 @@ def pack_shard(task: ShardTask, advance: Callable[[int], object] | None = None) 
     labels = [label for _, label in task.entries]
     writer = ShardWriter(task.path, task.first)
     try:
-        prepared_images = prepare_all(task.files, [path for path, _ in task.entries], task.rules, task.threads)
-        for done, ((path, prepared), label) in enumerate(zip(prepared_images, labels, strict=True), start=1):
-            result.findings.see(str(path), prepared)
-            if isinstance(prepared, Prepared) and not result.findings.faulty:
-                writer.add(prepared.data, prepared.ending, label)
-                result.endings[prepared.ending] += 1
-                result.passed_through += prepared.passed_through
+        prepared = prepare_all(task.files, [entry for entry, _ in task.entries], task.rules, task.threads)
+        for done, ((entry, stored), label) in enumerate(zip(prepared, labels, strict=True), start=1):
+            if isinstance(stored, ValueError):
+                result.findings.refuse(str(entry.path), stored)
+            else:
+                for one in stored:
+                    result.findings.see(str(entry.path), one.content, one.field)
+                if not result.findings.faulty:
+                    writer.add([(one.name, one.content.data) for one in stored], label)
+                    result.endings.update(f"{one.field}.{one.content.ending}" for one in stored)
+                    result.passed_through += all(one.content.passed_through for one in stored)
             if advance and (done % _CHUNK == 0 or done == len(labels)):
                 advance(done % _CHUNK or _CHUNK)
     except BaseException:
@@ -152,22 +159,22 @@ def _index(task: ShardTask) -> Path:
 
 
 def prepare_all(
-    files: Files, paths: list[PurePosixPath], rules: Rules, threads: int
-) -> Iterator[tuple[PurePosixPath, Prepared | ValueError]]:
-    """Prepare images in threads, in order, with a bounded number of them in memory."""
+    files: Files, entries: list[Entry], rules: Rules, threads: int
+) -> Iterator[tuple[Entry, list[StoredFile] | ValueError]]:
+    """Prepare samples in threads, in order, with a bounded number of them in memory."""
 
-    def attempt(path: PurePosixPath) -> Prepared | ValueError:
+    def attempt(entry: Entry) -> list[StoredFile] | ValueError:
         try:
-            return prepare(files.read(path), rules)
+            return prepare_sample(files, entry, rules)
         except ValueError as error:
             return error
 
-    def work(chunk: list[PurePosixPath]) -> list[tuple[PurePosixPath, Prepared | ValueError]]:
-        return [(path, attempt(path)) for path in chunk]
+    def work(chunk: list[Entry]) -> list[tuple[Entry, list[StoredFile] | ValueError]]:
+        return [(entry, attempt(entry)) for entry in chunk]
 
-    rest = iter(paths)
+    rest = iter(entries)
     with ThreadPoolExecutor(threads, thread_name_prefix="bessemer-pack") as pool:
-        pending: deque[Future[list[tuple[PurePosixPath, Prepared | ValueError]]]] = deque()
+        pending: deque[Future[list[tuple[Entry, list[StoredFile] | ValueError]]]] = deque()
         try:
             while True:
                 while len(pending) < 2 * threads and (chunk := list(islice(rest, _CHUNK))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ _FLUSH = 1 << 20
 class ShardWriter:
     """Writes one shard and keeps its part of the index.
 
-    A sample is two members, ``<number>.jpg`` or ``.png`` and ``<number>.cls`` (the label in decimal digits), as the
+    A sample is its files, such as ``<number>.jpg``, and ``<number>.cls`` (the label in decimal digits), as the
     `webdataset` library reads them.
 
     Args:
@@ -39,15 +40,18 @@ class ShardWriter:
         self._buffer = bytearray()
         self._digest = hashlib.sha256()
         self._written = 0
-        self._records: list[tuple[int, int, int, int]] = []
+        self._records: list[list[tuple[int, int, int, int]]] = []
 
-    def add(self, data: bytes, ending: str, label: int) -> None:
-        """Append one sample."""
+    def add(self, files: Iterable[tuple[str, bytes]], label: int) -> None:
+        """Append one sample: what follows the number in the names of its files, and their content."""
         name = b"%08d." % self._number
-        self._member(name + ending.encode("ascii"), data)
-        offset = self._written + len(self._buffer) - _padded(len(data))
+        records = []
+        for ending, data in files:
+            self._member(name + ending.encode("ascii"), data)
+            offset = self._written + len(self._buffer) - _padded(len(data))
+            records.append((offset, len(data), label, zlib.crc32(data)))
         self._member(name + b"cls", b"%d" % label)
-        self._records.append((offset, len(data), label, zlib.crc32(data)))
+        self._records.append(records)
         self._number += 1
         if len(self._buffer) >= _FLUSH:
             self._flush()
@@ -63,7 +67,8 @@ class ShardWriter:
         record = ShardRecord(
             name=self._path.name, bytes=self._written, sha256=self._digest.hexdigest(), samples=len(self._records)
         )
-        return record, np.array(self._records, dtype=INDEX_DTYPE)
+        index = np.array(self._records, dtype=INDEX_DTYPE)
+        return record, index[:, 0] if index.shape[1] == 1 else index
 
     def abandon(self) -> None:
         """Drop the shard."""
@@ -85,9 +90,9 @@ class ShardWriter:
         self._buffer = bytearray()
 
 
-def stored_bytes(size: int) -> int:
-    """Bytes that a sample takes in a shard: two headers, the image, the label."""
-    return 3 * BLOCK + _padded(size)
+def stored_bytes(sizes: Iterable[int]) -> int:
+    """Bytes that a sample with files of these sizes takes in a shard: they and the label, each with its header."""
+    return 2 * BLOCK + sum(BLOCK + _padded(size) for size in sizes)
 
 
 def _padded(size: int) -> int:

@@ -13,7 +13,7 @@ from bessemer.data.index import Index
 from bessemer.data.manifest import Manifest
 from bessemer.data.packing.foreign import CLS, Sample, read_samples
 from bessemer.data.reading.dataset import read_index
-from bessemer.data.reading.decode import decode_into
+from bessemer.data.sources.tars import Member
 from bessemer.errors import DataError
 from bessemer.files import file_sha256
 
@@ -82,37 +82,40 @@ def _verify_file(path: Path, size: int, sha256: str) -> Iterator[str]:
 
 def _verify_samples(path: Path, index: Index, first: int, manifest: Manifest) -> Iterator[str]:
     """Hold a shard against its part of the index, which says what must lie where even if a header is damaged."""
-    samples: dict[int, Sample] = {}
+    samples: dict[int, tuple[Sample, Member]] = {}  # by the place of each file
+    fields = manifest.sample_fields
     try:
-        for sample in read_samples(path):
-            samples[sample.image.offset] = sample
+        for sample in read_samples(path, None if manifest.kind in ("images", "domains") else manifest.members):
+            samples |= {member.offset: (sample, member) for member in sample.files}
     except DataError as error:
         yield str(error)
     else:
-        for offset in sorted(samples.keys() - set(index["offset"].tolist())):
-            yield f"sample {samples[offset].key!r} at byte {offset} is not in the index"
-    out = np.empty((manifest.resolution, manifest.resolution, manifest.channels), dtype=np.uint8)
+        for offset in sorted(samples.keys() - set(index["offset"].flat)):
+            yield f"sample {samples[offset][0].key!r} at byte {offset} is not in the index"
+    owners = [field for field in fields for _ in range(field.members)]
+    pieces = [np.empty(f.stored_shape[1:] if f.members > 1 else f.stored_shape, f.stored_dtype) for f in owners]
     with path.open("rb") as file:
-        for number, row in enumerate(index.tolist(), start=first):
-            offset, length, label, crc32 = row
-            where = f"sample {number:08d} at byte {offset}"
-            file.seek(offset)
-            data = file.read(length)
-            if len(data) != length:
-                yield f"{where} is cut off: the file ends {length - len(data)} bytes too early"
-            elif zlib.crc32(data) != crc32:
-                yield f"{where}: its bytes changed since it was packed (crc32)"
-            else:
-                try:
-                    decode_into(data, out)
-                except ValueError as error:
-                    yield f"{where} does not decode: {error}"
-            entry = samples.get(offset)
-            if entry is not None and entry.image.size != length:
-                yield f"{where} has {entry.image.size} bytes by its header, {length} by the index"
-            if entry is not None and entry.label is not None:
-                file.seek(entry.label.offset)
-                text = file.read(entry.label.size).strip()
+        for number, row in enumerate(index, start=first):
+            for (offset, length, _, crc32), field, out in zip(row.tolist(), owners, pieces, strict=True):
+                where = f"sample {number:08d} at byte {offset}"
+                file.seek(offset)
+                data = file.read(length)
+                if len(data) != length:
+                    yield f"{where} is cut off: the file ends {length - len(data)} bytes too early"
+                elif zlib.crc32(data) != crc32:
+                    yield f"{where}: its bytes changed since it was packed (crc32)"
+                else:
+                    try:
+                        field.decode(data, out)
+                    except ValueError as error:
+                        yield f"{where} does not decode: {error}"
+                entry = samples.get(offset)
+                if entry is not None and entry[1].size != length:
+                    yield f"{where} has {entry[1].size} bytes by its header, {length} by the index"
+            if entry is not None and (member := entry[0].label) is not None:
+                file.seek(member.offset)
+                text = file.read(member.size).strip()
+                label = int(row["label"][0])
                 expected = manifest.classes[label] if manifest.packing.labels == CLS else str(label)
                 if text.decode("ascii", "replace") != expected:
                     yield f"{where} has the label {text!r}, the index says {expected}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from bessemer.data.index import Index, parse_index
 from bessemer.data.manifest import MANIFEST, Manifest
-from bessemer.data.reading.decode import decode_into
 from bessemer.data.reading.quarantine import BadSample, Quarantine
 from bessemer.data.reading.shard_cache import CachedShards, ShardCache, default_cache_directory
 from bessemer.data.reading.shard_files import LocalShards
@@ -42,11 +41,13 @@ class ShardedDataset:
         self.place = place
         """Directory or URL, for messages."""
         self.manifest = manifest
-        # Views of the file as it is: 20 bytes per sample, and no more.
+        # Views of the file as it is, [samples, members]: 20 bytes per record, and no more.
         self._offsets: NDArray[np.int64] = index["offset"]
         self._lengths: NDArray[np.uint32] = index["length"]
         self._crc32: NDArray[np.uint32] = index["crc32"]
-        self._labels: NDArray[np.uint32] = index["label"]
+        self._labels: NDArray[np.uint32] = index["label"][:, 0]
+        self.fields = tuple(manifest.sample_fields)
+        """What each sample holds."""
         self.shard_counts = [shard.samples for shard in manifest.shards]
         """Samples of each shard."""
         self._ends = np.cumsum(self.shard_counts)
@@ -98,9 +99,9 @@ class ShardedDataset:
         return self.manifest.samples
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        return self.manifest.channels, self.manifest.resolution, self.manifest.resolution
+    def shape(self) -> tuple[int, ...]:
+        """Of the main field of one sample: (channels, height, width) of images."""
+        return tuple(self.fields[0].shape)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -115,32 +116,35 @@ class ShardedDataset:
         """[N] number of the shard of each sample."""
         return np.searchsorted(self._ends, ids, side="right")
 
-    def read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Decoded images.
+    def read(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Decoded images, or whatever the main field is.
 
         Args:
             ids: [N] sample ids, each in ``range(len(self))``.
 
         Returns:
-            [N, C, H, W] uint8.
+            [N, C, H, W] uint8 images; [N, T, C, H, W] uint8 clips, [N, samples] int16 sound, [N, bits] uint8.
 
         Raises:
             DataError: a sample is damaged; names shard, key and offset.
         """
+        return self.read_fields(ids)[self.fields[0].name]
+
+    def read_fields(self, ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """All fields of samples by name; arguments, values and errors as of :meth:`read`."""
         ids = np.asarray(ids, dtype=np.int64)
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= len(self)):
             raise IndexError(f"ids {int(ids.min())}..{int(ids.max())} of a data set of {len(self)} samples")
-        channels, height, width = self.shape
-        images = np.empty((len(ids), height, width, channels), dtype=np.uint8)
-        self.read_into(ids, images)
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        found = [np.empty((len(ids), *one.stored_shape), dtype=one.stored_dtype) for one in self.fields]
+        self.read_into(ids, *found)
+        return {one.name: one.laid_out(stored) for one, stored in zip(self.fields, found, strict=True)}
 
-    def read_into(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Decode images straight into `out`, pixels as the decoder lays them.
+    def read_into(self, ids: NDArray[np.int64], *out: NDArray[Any]) -> None:
+        """Decode samples straight into `out`, as the decoder lays them.
 
         Args:
             ids: [N] sample ids, each in ``range(len(self))``.
-            out: [N, H, W, C] uint8, C-contiguous.
+            out: [N, *stored_shape] of each field, C-contiguous: [N, H, W, C] uint8 of images.
 
         Raises:
             DataError: a sample is damaged; names shard, key and offset.
@@ -152,7 +156,7 @@ class ShardedDataset:
             rows = np.flatnonzero(shards == shard).tolist()
             places = {row: _Place(numbers[row], shard, offsets[row], lengths[row], checksums[row]) for row in rows}
             for row, reason in self._read_shard(shard, places, out).items():
-                self._replace(places[row], reason, out[row])
+                self._replace(places[row], reason, row, out)
 
     def close(self) -> None:
         """Close the shards. Reading again opens them again."""
@@ -164,7 +168,7 @@ class ShardedDataset:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _read_shard(self, shard: int, places: Mapping[int, _Place], out: NDArray[np.uint8]) -> dict[int, str]:
+    def _read_shard(self, shard: int, places: Mapping[int, _Place], out: Sequence[NDArray[Any]]) -> dict[int, str]:
         """Decode samples of one shard into rows of `out`; rows that could not be read, and why."""
         known: dict[int, str] = {}
         if self.quarantine is not None and len(self.quarantine):
@@ -174,13 +178,31 @@ class ShardedDataset:
             failed: dict[int, str] = {}
             with self.shards.opened(shard) as descriptor:
                 for row, place in places.items():
-                    if row not in known and (reason := _read_sample(descriptor, place, out[row])) is not None:
+                    if row not in known and (reason := self._read_sample(descriptor, place, row, out)) is not None:
                         failed[row] = reason
             if not failed or again or not self.shards.repair(shard):
                 break
         return known | failed
 
-    def _replace(self, place: _Place, reason: str, out: NDArray[np.uint8]) -> None:
+    def _read_sample(self, descriptor: int, place: _Place, row: int, out: Sequence[NDArray[Any]]) -> str | None:
+        """Decode one sample into a row of each of `out`; why not, if it is damaged."""
+        member = 0
+        for field, into in zip(self.fields, out, strict=True):
+            for piece in into[row] if field.members > 1 else into[row : row + 1]:
+                offset, length, crc32 = place.offsets[member], place.lengths[member], place.checksums[member]
+                try:
+                    data = os.pread(descriptor, length, offset)
+                    if len(data) != length:
+                        raise ValueError(f"the shard ends {length - len(data)} bytes too early")
+                    if zlib.crc32(data) != crc32:
+                        raise ValueError("its bytes changed since it was packed (crc32 differs)")
+                    field.decode(data, piece)
+                except (ValueError, OSError) as error:
+                    return f"file {member + 1} of it at byte {offset}: {error}" if place.several else str(error)
+                member += 1
+        return None
+
+    def _replace(self, place: _Place, reason: str, row: int, out: Sequence[NDArray[Any]]) -> None:
         """Put the substitute of a damaged sample in its place, or raise."""
         shard = self.manifest.shards[place.shard].name
         fault = (
@@ -196,40 +218,41 @@ class ShardedDataset:
         for number in self.quarantine.candidates(place.number, self._labels):
             if self.quarantine.reason(number) is not None:
                 continue
-            ids = np.array([number])
-            other = int(self.shards_of(ids)[0])
-            found = _Place(number, other, *(int(a[number]) for a in (self._offsets, self._lengths, self._crc32)))
-            failed = self._read_shard(other, {0: found}, out[None])
+            other = int(self.shards_of(np.array([number]))[0])
+            found = _Place(
+                number,
+                other,
+                self._offsets[number].tolist(),
+                self._lengths[number].tolist(),
+                self._crc32[number].tolist(),
+            )
+            failed = self._read_shard(other, {row: found}, out)
             if not failed:
                 return
-            self.quarantine.add(BadSample(number, self.manifest.shards[other].name, found.offset, failed[0]))
+            self.quarantine.add(BadSample(number, self.manifest.shards[other].name, found.offset, failed[row]))
         raise DataError(
             f"{fault}; none of its class could replace it: copy the shards again from where they were packed"
         )
 
 
 class _Place(NamedTuple):
-    """Where a sample lies, and its checksum."""
+    """Where a sample lies, and the checksums of its files."""
 
     number: int
     shard: int
-    offset: int
-    length: int
-    crc32: int
+    offsets: list[int]
+    """Of each of its files."""
+    lengths: list[int]
+    checksums: list[int]
 
+    @property
+    def offset(self) -> int:
+        """Of its first file."""
+        return self.offsets[0]
 
-def _read_sample(descriptor: int, place: _Place, out: NDArray[np.uint8]) -> str | None:
-    """Decode one sample into `out`; why not, if it is damaged."""
-    try:
-        data = os.pread(descriptor, place.length, place.offset)
-        if len(data) != place.length:
-            return f"the shard ends {place.length - len(data)} bytes too early"
-        if zlib.crc32(data) != place.crc32:
-            return "its bytes changed since it was packed (crc32 differs)"
-        decode_into(data, out)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return None
+    @property
+    def several(self) -> bool:
+        return len(self.offsets) > 1
 
 
 def load_manifest(path: str | Path, store: Store | None = None) -> Manifest:
@@ -311,6 +334,7 @@ def _check_index(data: bytes, source: Path | str, manifest: Manifest) -> Index:
         shard_bytes=[shard.bytes for shard in manifest.shards],
         shard_samples=[shard.samples for shard in manifest.shards],
         class_counts=list(manifest.class_counts),
+        members=manifest.members,
     )
 
 

@@ -6,14 +6,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from bessemer.data.fields import FieldRecord
 from bessemer.data.order import ElasticOrder, random_words
+from bessemer.data.reading.batches import RawBatch
 from bessemer.data.reading.buffers import Buffers
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.prefetch import Prefetcher
@@ -21,7 +24,7 @@ from bessemer.data.reading.shard_cache import CachedShards
 from bessemer.errors import DataError
 from bessemer.systems.contract import Batch
 
-__all__ = ["CACHE_LIMIT", "PixelBatch", "SliceStream"]
+__all__ = ["CACHE_LIMIT", "SliceStream"]
 
 CACHE_LIMIT = 512 << 20
 """Decoded bytes up to which `cache="auto"` keeps a data set in memory, per worker."""
@@ -30,47 +33,23 @@ _KEEP = 2
 """Batches kept for being asked for again: several updates of one iteration see the same images."""
 
 
-class PixelBatch(Batch):
-    """A slice as the decoder left it: one byte per value, until it is on the device that trains.
+@dataclass(frozen=True)
+class _Reading:
+    """What is read in one order: the samples of a data set, or those of one of two domains."""
 
-    Args:
-        pixels: [N, H, W, C] uint8.
-        labels: [N] int64.
-        mirrored: [N] bool, images to flip left-right; None for none of them.
-    """
-
-    def __init__(self, pixels: Tensor, labels: Tensor, mirrored: Tensor | None = None):
-        self.__dict__.update(pixels=pixels, labels=labels, mirrored=mirrored)
-
-    pixels: Tensor
-    mirrored: Tensor | None
-
-    @cached_property
-    def images(self) -> Tensor:
-        """[N, C, H, W], float32 in [-1, 1]."""
-        return self._images(self.pixels.device, torch.contiguous_format)
-
-    def to(self, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format) -> Batch:
-        """The batch on `device`: bytes travel there, and become numbers there."""
-        if device == self.pixels.device:
-            return Batch(self.images.to(memory_format=memory_format), self.labels)
-        return Batch(self._images(device, memory_format), self.labels.to(device, non_blocking=True))
-
-    def _images(self, device: torch.device, memory_format: torch.memory_format) -> Tensor:
-        pixels = self.pixels.to(device, non_blocking=True)
-        if self.mirrored is not None:
-            mirrored = self.mirrored.to(device, non_blocking=True)
-            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
-        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format)
-        # By a tensor: CUDA would multiply by a number's reciprocal, and white would not be 1.
-        return images.div_(torch.full((), 127.5, device=device)).sub_(1.0)
+    order: ElasticOrder
+    first: int
+    """Id of its first sample."""
+    names: tuple[str, ...]
+    """Fields of the batch that they make."""
 
 
 class SliceStream:
-    """The real images of a run, as seen by one worker.
+    """The real samples of a run, as seen by one worker.
 
     What :meth:`batch` returns is a pure function of (data set, seed, batch size, slice size, slice index, nimg): it
-    does not depend on which worker asks, on threads, on the cache, or on what was asked before.
+    does not depend on which worker asks, on threads, on the cache, or on what was asked before. Of two domains each has
+    an order, and epochs, of its own.
 
     Args:
         dataset: to read from; stays the caller's to close.
@@ -78,9 +57,9 @@ class SliceStream:
         batch_size: images per optimizer step over all workers.
         slice_size: images per slice; divides `batch_size`.
         slices: indices of the slices that this worker owns, in ``range(batch_size // slice_size)``.
-        mirror: flip each image left-right with probability one half.
+        mirror: flip each image left-right with probability one half; both of a pair alike, and all frames of a clip.
         threads: decoder threads that read ahead; 0 decodes in the calling thread.
-        cache: `decoded` keeps every decoded image in memory, `none` does not, `auto` does below `CACHE_LIMIT`.
+        cache: `decoded` keeps every decoded sample in memory, `none` does not, `auto` does below `CACHE_LIMIT`.
         pinned: decode into page-locked memory, for copies to a GPU that the CPU does not wait for.
 
     Raises:
@@ -109,17 +88,20 @@ class SliceStream:
         if cache not in ("auto", "none", "decoded"):
             raise ValueError(f"cache is {cache!r}; it is one of auto, none, decoded")
         self.dataset = dataset
-        self.order = ElasticOrder(dataset.shard_counts, seed, lanes)
+        self._readings = _readings(dataset, seed, lanes)
+        self.order = self._readings[0].order
         self._seed = seed
         self._batch_size = batch_size
         self._slice_size = slice_size
         self._slices = tuple(slices)
         self._mirror = mirror
-        channels, height, width = dataset.shape
-        size = len(dataset) * channels * height * width
-        keep = cache == "decoded" or (cache == "auto" and size < CACHE_LIMIT)
+        keep = cache == "decoded" or (cache == "auto" and dataset.manifest.decoded_bytes < CACHE_LIMIT)
         self._cache = _DecodedCache(dataset) if keep else None
-        self._buffers = Buffers((slice_size, height, width, channels), pinned=pinned)
+        self._records: dict[str, FieldRecord] = {one.name: one for one in dataset.manifest.batch_fields}
+        self._buffers = {
+            name: Buffers((slice_size, *one.stored_shape), one.stored_dtype, pinned=pinned)
+            for name, one in self._records.items()
+        }
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bessemer-data") if threads else None
         # Far enough ahead that every thread has a slice to work on.
         self._ahead = max(1, -(-threads // max(1, len(self._slices))))
@@ -133,7 +115,7 @@ class SliceStream:
             nimg: real images seen so far over all workers.
 
         Returns:
-            One `PixelBatch` per owned slice, on the CPU. Shared with later calls for the same `nimg`: not to be
+            One `RawBatch` per owned slice, on the CPU. Shared with later calls for the same `nimg`: not to be
             changed in place.
 
         Raises:
@@ -170,11 +152,12 @@ class SliceStream:
     def _upcoming(self, step: int) -> list[int]:
         """Shards that hold the next window of images of each owned lane, those that are needed first before others."""
         first: dict[int, int] = {}
-        for index in self._slices:
-            ids = self.order.ids(index, step * self._slice_size, self.order.window)
-            shards, at = np.unique(self.dataset.shards_of(ids), return_index=True)
-            for shard, place in zip(shards.tolist(), at.tolist(), strict=True):
-                first[shard] = min(place, first.get(shard, place))
+        for reading in self._readings:
+            for index in self._slices:
+                ids = reading.first + reading.order.ids(index, step * self._slice_size, self.order.window)
+                shards, at = np.unique(self.dataset.shards_of(ids), return_index=True)
+                for shard, place in zip(shards.tolist(), at.tolist(), strict=True):
+                    first[shard] = min(place, first.get(shard, place))
         return sorted(first, key=lambda shard: first[shard])
 
     def _submit(self, step: int) -> list[Future[Batch]]:
@@ -200,37 +183,63 @@ class SliceStream:
                 future.cancel()
 
     def _load(self, step: int, index: int) -> Batch:
-        ids = self.order.ids(index, step * self._slice_size, self._slice_size)
-        pixels = self._buffers.take()
-        if self._cache is None:
-            self.dataset.read_into(ids, pixels.numpy())
-        else:
-            self._cache.read_into(ids, pixels.numpy())
-        mirrored = None
-        if self._mirror:
-            words = random_words(len(ids), self._seed, "mirror", step * self._batch_size, index)
-            mirrored = torch.from_numpy((words >> np.uint64(63)).astype(bool))
-        return PixelBatch(pixels, torch.from_numpy(self.dataset.labels_of(ids)), mirrored)
+        raw: dict[str, torch.Tensor] = {}
+        mirrored: dict[str, torch.Tensor] = {}
+        labels = torch.zeros(self._slice_size, dtype=torch.int64)
+        for reading in self._readings:
+            ids = reading.first + reading.order.ids(index, step * self._slice_size, self._slice_size)
+            taken = {name: self._buffers[name].take() for name in reading.names}
+            arrays = [buffer.numpy() for buffer in taken.values()]
+            if self._cache is None:
+                self.dataset.read_into(ids, *arrays)
+            else:
+                self._cache.read_into(ids, *arrays)
+            raw |= taken
+            if self._mirror:
+                purpose = "mirror" if reading is self._readings[0] else f"mirror/{reading.names[0]}"
+                words = random_words(len(ids), self._seed, purpose, step * self._batch_size, index)
+                mirrored |= dict.fromkeys(reading.names, torch.from_numpy((words >> np.uint64(63)).astype(bool)))
+            if len(self._readings) == 1:
+                labels = torch.from_numpy(self.dataset.labels_of(ids))
+        return RawBatch(raw, labels, self._records, mirrored)
+
+
+def _readings(dataset: ShardedDataset, seed: int, lanes: int) -> list[_Reading]:
+    """One order of all samples, or one for each of two domains."""
+    names = tuple(one.name for one in dataset.manifest.batch_fields)
+    counts = dataset.shard_counts
+    if dataset.manifest.kind != "domains":
+        return [_Reading(ElasticOrder(counts, seed, lanes), 0, names)]
+    first = dataset.manifest.class_counts[0]
+    split = 1 + list(accumulate(counts)).index(first)
+    other_seed = int(random_words(1, seed, "order", names[1])[0])
+    return [
+        _Reading(ElasticOrder(counts[:split], seed, lanes), 0, names[:1]),
+        _Reading(ElasticOrder(counts[split:], other_seed, lanes), first, names[1:]),
+    ]
 
 
 class _DecodedCache:
-    """Decoded images in memory, filled as they are first read. Threads may fill the same image: same bytes."""
+    """Decoded samples in memory, filled as they are first read. Threads may fill the same sample: same bytes."""
 
     def __init__(self, dataset: ShardedDataset):
         self._dataset = dataset
-        channels, height, width = dataset.shape
-        self._images: NDArray[np.uint8] = np.empty((len(dataset), height, width, channels), dtype=np.uint8)
+        self._fields: list[NDArray[Any]] = [
+            np.empty((len(dataset), *one.stored_shape), dtype=one.stored_dtype) for one in dataset.fields
+        ]
         self._filled = np.zeros(len(dataset), dtype=bool)
         self._lock = threading.Lock()
 
-    def read_into(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """[N, H, W, C] uint8, copied to `out`."""
+    def read_into(self, ids: NDArray[np.int64], *out: NDArray[Any]) -> None:
+        """[N, *stored_shape] of each field, copied to `out`."""
         missing = ids[~self._filled[ids]]
         if len(missing):
-            images = np.empty((len(missing), *self._images.shape[1:]), dtype=np.uint8)
-            self._dataset.read_into(missing, images)
+            read = [np.empty((len(missing), *kept.shape[1:]), dtype=kept.dtype) for kept in self._fields]
+            self._dataset.read_into(missing, *read)
             with self._lock:
-                self._images[missing] = images
+                for kept, values in zip(self._fields, read, strict=True):
+                    kept[missing] = values
                 self._filled[missing] = True
-        # Without a mode, take() goes through a buffer of its own.
-        np.take(self._images, ids, axis=0, out=out, mode="clip")
+        for kept, into in zip(self._fields, out, strict=True):
+            # Without a mode, take() goes through a buffer of its own.
+            np.take(kept, ids, axis=0, out=into, mode="clip")

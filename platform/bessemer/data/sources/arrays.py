@@ -138,7 +138,8 @@ def numpy_arrays(name: str, file: IO[bytes], labels: IO[bytes] | None = None) ->
     def array(key: str) -> _Npy:
         try:
             return _npy(f"{name}: array {key}", archive.open(members[key]))
-        except (RuntimeError, zipfile.BadZipFile, OSError) as error:
+        # ValueError: a damaged directory that places the array before the start of the file
+        except (RuntimeError, zipfile.BadZipFile, OSError, ValueError) as error:
             raise DataError(f"{name}: array {key} cannot be read ({error}); copy the file again") from None
 
     arrays = []

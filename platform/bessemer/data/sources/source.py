@@ -12,17 +12,19 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bessemer.data.fields import Kind
 from bessemer.data.sources import arrays, classics
 from bessemer.data.sources.archives import Files, FolderFiles, open_archive, open_tars
 from bessemer.data.sources.arrays import ArrayFiles, Labelled
 from bessemer.data.sources.labels import class_order, match_labels, parse_labels
+from bessemer.data.sources.pairs import Parts, are_domains, are_pairs, pair, without_domain_words
 from bessemer.data.sources.parquet import open_parquet
 from bessemer.errors import DataError, MachineError
 
@@ -37,13 +39,20 @@ DEFAULT_SPLITS = ("train", "training")
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One image of a source. Sorts by class, then key."""
+    """One sample of a source. Sorts by class, then key."""
 
     class_name: str
     key: str
     """Path below the class folder."""
-    path: PurePosixPath
-    """Path in the source."""
+    paths: tuple[PurePosixPath, ...]
+    """Its files in the source: one, or both images of a pair, or the frames of a clip."""
+    piece: int = 0
+    """Number of the piece, where a file is cut into several samples."""
+
+    @property
+    def path(self) -> PurePosixPath:
+        """Its first file."""
+        return self.paths[0]
 
 
 @dataclass
@@ -65,6 +74,8 @@ class Source:
     """Splits that there are."""
     ignored: dict[str, int] = field(default_factory=dict)
     """Files that are no images, by ending."""
+    kind: Kind = "images"
+    """What a sample is."""
 
 
 @dataclass
@@ -80,7 +91,12 @@ class _Found:
 
 @contextmanager
 def open_source(
-    source: str | Path, *, spool_folder: Path, split: str | None = None, labels: str | Path | None = None
+    source: str | Path,
+    *,
+    spool_folder: Path,
+    split: str | None = None,
+    labels: str | Path | None = None,
+    kind: Kind | None = None,
 ) -> Iterator[Source]:
     """List the images of a source and keep it open for reading.
 
@@ -92,13 +108,14 @@ def open_source(
             split.
         labels: `folders`, `none`, or a json or csv file, see :func:`bessemer.data.sources.labels.parse_labels`. By
             default what the source has: a ``dataset.json``, labels beside the images, or folders.
+        kind: what a sample is; by default what the names in the source say.
 
     Raises:
         DataError: no such source, an unknown type, a damaged archive, no images, or no such split.
     """
     found = _open(source, spool_folder)
     try:
-        yield _arrange(str(source), found, split, None if labels is None else str(labels))
+        yield _arrange(str(source), found, split, None if labels is None else str(labels), kind)
     finally:
         found.files.close()
 
@@ -212,7 +229,7 @@ def _hidden(path: PurePosixPath) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
-def _arrange(name: str, found: _Found, split: str | None, labels: str | None) -> Source:
+def _arrange(name: str, found: _Found, split: str | None, labels: str | None, kind: Kind | None) -> Source:
     files = found.files
     ignored: Counter[str] = Counter()
     images: list[PurePosixPath] = []
@@ -231,12 +248,28 @@ def _arrange(name: str, found: _Found, split: str | None, labels: str | None) ->
             f"{name} holds no images: files ending in {', '.join(sorted(ENDINGS))} were looked for, {listed} found; "
             f"put images in as class/name.jpg, or flat for a data set without classes"
         )
-    relative, taken, splits = _take_split(name, {path: path.parts for path in images}, split)
+    if kind is None:
+        kind = "pairs" if are_pairs(images) else "domains" if are_domains(images) else "images"
+    others: dict[PurePosixPath, PurePosixPath] = {}
+    relative = {path: path.parts for path in images}
+    if kind == "pairs":
+        relative, others = pair(name, images)
+    elif kind == "domains":
+        relative = without_domain_words(relative)
+    relative, taken, splits = _take_split(name, relative, split)
     known, order, origin = _labels(found, list(relative), labels)
-    entries = _classify(name, relative, known)
+    entries = [
+        replace(entry, paths=(*entry.paths, others[entry.path])) if entry.path in others else entry
+        for entry in _classify(name, relative, known)
+    ]
     present = {entry.class_name for entry in entries}
     classes = [one for one in order if one in present] if order else class_order(present)
-    return Source(name, files, sorted(entries), classes, origin, taken, splits, dict(sorted(ignored.items())))
+    if kind == "domains" and len(classes) != 2:
+        raise DataError(
+            f"{name} has {len(classes)} class folders ({_some(classes)}); two domains are two folders of images, such "
+            f"as horse and zebra, or trainA and trainB"
+        )
+    return Source(name, files, sorted(entries), classes, origin, taken, splits, dict(sorted(ignored.items())), kind)
 
 
 def _labels(
@@ -274,9 +307,6 @@ def _labels(
     return match_labels(wanted, parsed, inner, images), None, PurePosixPath(wanted).name
 
 
-Parts = dict[PurePosixPath, tuple[str, ...]]
-
-
 def _take_split(name: str, relative: Parts, split: str | None) -> tuple[Parts, str | None, list[str]]:
     """Strip common top folders and choose the split."""
     while True:
@@ -311,7 +341,7 @@ def _classify(name: str, relative: Parts, labels: dict[PurePosixPath, str] | Non
         if not str(path).isprintable():  # also what is no UTF-8
             raise DataError(f"{name}: the file name {str(path)!r} has characters that cannot be shown; rename the file")
     if labels is not None:
-        return [Entry(labels[path], "/".join(parts), path) for path, parts in relative.items()]
+        return [Entry(labels[path], "/".join(parts), (path,)) for path, parts in relative.items()]
     flat = [path for path, parts in relative.items() if len(parts) == 1]
     if flat and len(flat) < len(relative):
         folders = sorted({parts[0] for parts in relative.values() if len(parts) > 1})
@@ -321,8 +351,8 @@ def _classify(name: str, relative: Parts, labels: dict[PurePosixPath, str] | Non
             f"or give their labels in a file: --labels"
         )
     if flat:
-        return [Entry("all", parts[0], path) for path, parts in relative.items()]
-    return [Entry(parts[0], "/".join(parts[1:]), path) for path, parts in relative.items()]
+        return [Entry("all", parts[0], (path,)) for path, parts in relative.items()]
+    return [Entry(parts[0], "/".join(parts[1:]), (path,)) for path, parts in relative.items()]
 
 
 def _digits() -> Labelled:

@@ -1,0 +1,48 @@
+"""From what belongs to a sample in the source to the files that a shard stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bessemer.data.fields import KINDS, FieldName
+from bessemer.data.packing.prepare import Prepared, Rules, prepare
+from bessemer.data.sources.archives import Files
+from bessemer.data.sources.source import Entry
+
+__all__ = ["StoredFile", "prepare_sample"]
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a sample."""
+
+    field: FieldName
+    name: str
+    """What follows the sample's number: `jpg`, `targets.png`, `0003.jpg`."""
+    content: Prepared
+
+
+def prepare_sample(files: Files, entry: Entry, rules: Rules) -> list[StoredFile]:
+    """Read, check and fit what belongs to one sample.
+
+    Raises:
+        ValueError: something of it is damaged or cannot be fitted; the message says what and why.
+    """
+    fields = KINDS[rules.kind]
+    if rules.kind == "pairs":
+        return [_named(field, field, _picture(files, entry, side, rules)) for side, field in enumerate(fields)]
+    content = prepare(files.read(entry.path), rules)
+    return [StoredFile(fields[0], content.ending, content)]
+
+
+def _named(field: FieldName, name: str, content: Prepared) -> StoredFile:
+    return StoredFile(field, f"{name}.{content.ending}", content)
+
+
+def _picture(files: Files, entry: Entry, number: int, rules: Rules) -> Prepared:
+    """One of the pictures of a sample."""
+    path = entry.paths[number]
+    try:
+        return prepare(files.read(path), rules)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
