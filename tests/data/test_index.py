@@ -55,6 +55,24 @@ def test_faults_name_the_record(row: int, field: str, value: int, message: str) 
     assert "pack the data set anew" in str(error.value)
 
 
+def test_samples_of_several_files() -> None:
+    """Five samples of two files each."""
+    records = np.stack([index(), index()], axis=1)
+    records["offset"][:, 1] += 512
+    records["length"] = 1
+    shape = {"shard_bytes": SHARDS, "shard_samples": SAMPLES, "class_counts": COUNTS, "members": 2}
+    data = index_bytes(records)
+    assert np.array_equal(np.load(io.BytesIO(data), allow_pickle=False), records)
+    assert np.array_equal(parse_index(data, "index.npy", **shape), records)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="5 samples need"):
+        parse(data)
+    for field, value, message in (("offset", 1 << 20, "sample 3 lies at"), ("label", 1, "files of sample 3 have diff")):
+        damaged = records.copy()
+        damaged[field][3, 1] = value
+        with pytest.raises(DataError, match=message):
+            parse_index(index_bytes(damaged), "index.npy", **shape)  # type: ignore[arg-type]
+
+
 def test_wrong_size_and_wrong_header() -> None:
     good = index_bytes(index())
     with pytest.raises(DataError, match="5 samples need"):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,75 @@ def test_the_hash_is_of_the_data_and_not_of_where_it_came_from() -> None:
     assert fields(classes=["cat", "cow"])["hash"] != first["hash"]
     other = [{**first["shards"][0], "sha256": "d" * 64}, first["shards"][1]]
     assert fields(shards=other)["hash"] != first["hash"]
+
+
+def test_sets_of_images_are_written_and_hashed_as_before_there_were_other_kinds(tmp_path: Path) -> None:
+    content = fields()
+    rules = {key: content["packing"][key] for key in ("size", "resize", "mode")}
+    hashed = {key: value for key, value in content.items() if key != "hash"} | {"packing": rules}
+    assert content["hash"] == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+    parse(content).save(tmp_path)
+    written = json.loads((tmp_path / "manifest.json").read_bytes())
+    assert written.keys() == content.keys()
+    assert written["hash"] == content["hash"]
+
+
+def of_kind(kind: str, *declared: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A sound manifest of another kind."""
+    plain = {key: value for key, value in fields().items() if key not in ("hash", "resolution", "channels", "encoding")}
+    content = {**plain, "kind": kind, "fields": [{"rate": None, **one} for one in declared], **changes}
+    return {"hash": data_hash(content), **content}
+
+
+IMAGES = {"name": "images", "shape": [3, 16, 16], "encoding": "jpg"}
+TARGETS = {"name": "targets", "shape": [1, 16, 16], "encoding": "png"}
+OTHERS = {"name": "others", "shape": [3, 16, 16], "encoding": "jpg"}
+CLIPS = {"name": "clips", "shape": [4, 3, 16, 16], "encoding": "jpg"}
+AUDIO = {"name": "audio", "shape": [100], "encoding": "wav", "rate": 8000}
+BITS = {"name": "bits", "shape": [21], "encoding": "npy"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared", "members", "decoded"),
+    [
+        ("pairs", [IMAGES, TARGETS], 2, 4 * 256),
+        ("clips", [CLIPS], 4, 4 * 3 * 256),
+        ("audio", [AUDIO], 1, 200),
+        ("bits", [BITS], 1, 3),
+    ],
+)
+def test_other_kinds_declare_their_fields(
+    kind: str, declared: list[dict[str, Any]], members: int, decoded: int, tmp_path: Path
+) -> None:
+    manifest = parse(of_kind(kind, *declared))
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    assert [(one.name, one.shape) for one in manifest.batch_fields] == [(one["name"], one["shape"]) for one in declared]
+    assert (manifest.members, manifest.decoded_bytes) == (members, 5 * decoded)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (of_kind("pairs", IMAGES), "a data set of pairs has the fields images, targets .*; there are images"),
+        (of_kind("pairs", IMAGES, {**TARGETS, "shape": [1, 8, 8]}), "its fields differ in size"),
+        (of_kind("clips", {**CLIPS, "shape": [3, 16, 16]}), r"clips of shape \[3, 16, 16\]"),
+        (of_kind("clips", {**CLIPS, "shape": [4, 2, 16, 16]}), "square, of 1 or 3 channels"),
+        (of_kind("audio", {**AUDIO, "rate": None}), "sound has a rate"),
+        (of_kind("bits", {**BITS, "encoding": "wav"}), r"bits of shape \[21\] as wav"),
+        (of_kind("bits", BITS, channels=3), "in place of resolution, channels and encoding"),
+        (of_kind("domains", IMAGES, OTHERS), "a shard holds images of both domains"),
+        (of_kind("images", IMAGES), "has resolution, channels and encoding, and no fields"),
+    ],
+)
+def test_fields_that_do_not_fit_the_kind(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse(content)
+
+
+def test_domains_have_shards_of_their_own() -> None:
+    manifest = parse(of_kind("domains", IMAGES, OTHERS, class_counts=[3, 2]))
+    assert (manifest.members, len(manifest.sample_fields), len(manifest.batch_fields)) == (1, 1, 2)
 
 
 def test_edited_content_is_refused() -> None:

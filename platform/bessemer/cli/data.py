@@ -84,6 +84,15 @@ def pack(
             show_default="dataset.json, labels beside the images, or folders, whichever there is",
         ),
     ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cut clips into pieces of LENGTH frames, or sound into pieces of LENGTH samples; what is left at "
+            "the end of each is not taken.",
+            show_default="all have one length",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take at most LIMIT images of each class, the first by name.")
     ] = None,
@@ -102,7 +111,7 @@ def pack(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the data set at DST.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Pack images into a data set that jobs can train on.
+    """Pack images, clips, sound or bits into a data set that jobs can train on.
 
     SRC holds images as class/name.jpg (also png, webp, bmp); images in no class folder make up one class. Folders
     around the classes are skipped, and of train/test/val folders the training split is taken. Other kinds of sources:
@@ -128,6 +137,7 @@ def pack(
             mode=packing.mode_named(mode),
             split=split,
             labels=labels,
+            length=length,
             limit=limit,
             workers=workers,
             runner=runner,

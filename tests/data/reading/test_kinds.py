@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import wave
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,3 +201,251 @@ def test_a_pair_is_replaced_whole(pairs: Path, tmp_path: Path) -> None:
         image, target = found["images"][1].transpose(1, 2, 0), found["targets"][1].transpose(1, 2, 0)
         assert [i for i, (a, b) in enumerate(truth) if np.array_equal(a, image) and np.array_equal(b, target)] != [7]
         assert any(np.array_equal(a, image) and np.array_equal(b, target) for a, b in truth)
+
+
+# Two domains
+
+
+def test_domains_have_orders_and_epochs_of_their_own(tmp_path: Path, draw: Draw, encode: Encode) -> None:
+    """12 images of one domain and 20 of the other, as CycleGAN's sets are laid out."""
+    for folder, count, first in (("trainA", 12, 0), ("trainB", 20, 100), ("testA", 2, 200), ("testB", 2, 300)):
+        (tmp_path / "source" / folder).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "source" / folder / f"{number:02d}.png").write_bytes(encode(draw(first + number)))
+    manifest = pack(tmp_path / "source", tmp_path / "set", shard_bytes=8 << 10)
+    assert (manifest.kind, manifest.classes, manifest.class_counts) == ("domains", ["A", "B"], [12, 20])
+    assert (manifest.packing.split, manifest.facts["classes"]) == ("train", 1)
+    names = [{draw(first + n).tobytes(): n for n in range(count)} for first, count in ((0, 12), (100, 20))]
+
+    def drawn(dataset: ShardedDataset, slices: list[int], steps: range, **options: object) -> list[list[list[int]]]:
+        """The numbers of the images of either domain in each batch."""
+        with_them = stream(dataset, slices, **options)
+        found = []
+        for step in steps:
+            for batch in with_them.batch(8 * step):
+                assert batch.names == ("images", "others")
+                assert batch.labels.tolist() == [0] * 4
+                pixels = [
+                    ((batch[name] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy() for name in batch.names
+                ]
+                found.append([[names[side][one.tobytes()] for one in pixels[side]] for side in range(2)])
+        with_them.close()
+        return found
+
+    with ShardedDataset.open(tmp_path / "set") as dataset:
+        assert len(dataset.manifest.shards) > 3
+        whole = drawn(dataset, [0, 1], range(30))
+        for side, count in enumerate((12, 20)):
+            for lane in range(2):
+                seen = [number for batch in whole[lane::2] for number in batch[side]]
+                length = count // 2  # of the lane, in one epoch
+                for epoch in range(len(seen) // length):
+                    assert len(set(seen[epoch * length : (epoch + 1) * length])) == length
+            per_epoch = count // 8 * 2
+            assert {n for batch in whole[: per_epoch + 2] for n in batch[side]} == set(range(count))
+        partners = [tuple(pair) for batch in whole for pair in zip(*batch, strict=True)]
+        assert len(set(partners)) > 0.5 * len(partners)  # of 240 pairs, drawn 240 times
+        for rank in range(2):  # two workers, resumed, with threads and without the decoded cache
+            expected = [batch for step in range(5, 9) for batch in [whole[2 * step + rank]]]
+            assert drawn(dataset, [rank], range(5, 9), threads=2, cache="none") == expected
+    with pytest.raises(DataError, match=r"has 1 class folders \(all\); two domains are two folders"):
+        pack(tmp_path / "source" / "trainA", tmp_path / "one", kind="domains")
+
+
+# Clips
+
+
+def clip(seed: int, frames: int, size: int = 16) -> np.ndarray:
+    """[T, H, W, 3], each frame another."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
+
+
+def write_clip(folder: Path, frames: np.ndarray, encode: Encode) -> None:
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames, start=8):  # 8, 9, 10: not in the order of the letters
+        (folder / f"{number}.png").write_bytes(encode(Image.fromarray(frame)))
+
+
+def test_clips_are_whole_and_in_order(tmp_path: Path, encode: Encode) -> None:
+    source = {
+        f"{label}/{name}": clip(ord(name) + 1000 * len(label), 5) for label in ("run", "walk") for name in "abcdefgh"
+    }
+    for place, frames in source.items():
+        write_clip(tmp_path / "source" / place, frames, encode)
+    manifest = pack(tmp_path / "source", tmp_path / "set", kind="clips", shard_bytes=20 << 10)
+    assert manifest.facts == {"resolution": 16, "channels": 3, "frames": 5, "classes": 2}
+    assert (manifest.samples, manifest.classes, manifest.packing.passed_through) == (16, ["run", "walk"], 16)
+    assert verify(tmp_path / "set", deep=True) == []
+    labels = {frames.tobytes(): int(place.startswith("walk")) for place, frames in source.items()}
+    with ShardedDataset.open(tmp_path / "set") as dataset:
+        read = dataset.read(np.arange(16))
+        assert read.shape == (16, 5, 3, 16, 16)
+        for one, label in zip(read, dataset.labels.tolist(), strict=True):
+            assert labels.pop(np.ascontiguousarray(one.transpose(0, 2, 3, 1)).tobytes()) == label
+        assert not labels
+        both = stream(dataset, [0, 1], mirror=True)
+        turned = 0
+        for step in range(4):
+            for lane, batch in enumerate(both.batch(8 * step)):
+                assert batch["clips"].shape == (4, 5, 3, 16, 16)
+                for row, number in enumerate(both.order.ids(lane, 4 * step, 4).tolist()):
+                    expected = numbers(read[number].transpose(0, 2, 3, 1))
+                    is_turned = not close(batch["clips"][row], expected)
+                    turned += is_turned
+                    # All frames the same way round.
+                    assert close(batch["clips"][row], expected.flip(-1) if is_turned else expected)
+        assert 4 < turned < 28
+
+
+def test_clips_from_animations_and_arrays(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (3, 6, 16, 16), dtype=np.uint8)
+    for name, options in (("gif", {}), ("webp", {"lossless": True})):
+        for number, frames in enumerate(grey):
+            path = tmp_path / name / f"{number}.{name}"
+            path.parent.mkdir(exist_ok=True)
+            first, *rest = [Image.fromarray(frame) for frame in frames]
+            first.save(path, save_all=True, append_images=rest, **options)  # type: ignore[arg-type]
+    np.savez(tmp_path / "clips.npz", images=grey, labels=np.array([1, 0, 1]))
+    expected = {frames.tobytes() for frames in grey}
+    for place, kind in ((tmp_path / "gif", None), (tmp_path / "webp", "clips"), (tmp_path / "clips.npz", "clips")):
+        done = tmp_path / f"set-{place.name}"
+        manifest = pack(place, done, kind=kind, mode="L")  # type: ignore[arg-type]
+        assert manifest.facts["frames"] == 6
+        assert manifest.class_counts == ([1, 2] if place.suffix else [3])
+        with ShardedDataset.open(done) as dataset:
+            assert {one.tobytes() for one in dataset.read(np.arange(3))} == expected
+
+
+def test_clips_of_unequal_length_are_cut_where_a_length_is_given(tmp_path: Path, encode: Encode) -> None:
+    clips = {"a": clip(1, 7), "b": clip(2, 4), "c": clip(3, 2)}
+    for name, frames in clips.items():
+        write_clip(tmp_path / "source" / name, frames, encode)
+    with pytest.raises(DataError, match=r"lengths differ: 2 frames: 1 \(c/8\.png\); 4 frames.*--length 2"):
+        pack(tmp_path / "source", tmp_path / "set", kind="clips")
+    with pytest.raises(DataError, match=r"--length 9 is more than the longest has \(7 frames\)"):
+        pack(tmp_path / "source", tmp_path / "set", kind="clips", length=9)
+    manifest = pack(tmp_path / "source", tmp_path / "set", kind="clips", length=3)
+    assert (manifest.samples, manifest.packing.ignored) == (3, {"shorter than 3": 1})
+    with ShardedDataset.open(tmp_path / "set") as dataset:
+        found = {np.ascontiguousarray(one.transpose(0, 2, 3, 1)).tobytes() for one in dataset.read(np.arange(3))}
+    assert found == {clips["a"][:3].tobytes(), clips["a"][3:6].tobytes(), clips["b"][:3].tobytes()}
+    with pytest.raises(DataError, match=r"--length 3 cuts clips and sound"):
+        pack(tmp_path / "source", tmp_path / "images", kind="images", length=3)
+
+
+# Sound
+
+
+def write_wave(path: Path, sound: np.ndarray, rate: int = 8000, width: int = 2, channels: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(sound.tobytes())
+
+
+def noise(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-32768, 32768, count).astype("<i2")
+
+
+def test_sound_is_cut_into_pieces_that_follow_each_other(tmp_path: Path) -> None:
+    recordings = {"low/a": noise(1, 1000), "low/b": noise(2, 250), "high/c": noise(3, 430), "high/d": noise(4, 90)}
+    for name, sound in recordings.items():
+        write_wave(tmp_path / "source" / f"{name}.wav", sound)
+    manifest = pack(tmp_path / "source", tmp_path / "set", length=100)
+    assert manifest.facts == {"samples": 100, "rate": 8000, "classes": 2}
+    assert (manifest.kind, manifest.class_counts) == ("audio", [4, 12])
+    assert manifest.packing.ignored == {"shorter than 100": 1}
+    assert verify(tmp_path / "set", deep=True) == []
+    pieces = {
+        sound[start : start + 100].tobytes(): int(name.startswith("low"))
+        for name, sound in recordings.items()
+        for start in range(0, len(sound) - 99, 100)
+    }
+    with ShardedDataset.open(tmp_path / "set") as dataset:
+        read = dataset.read(np.arange(16))
+        assert {one.tobytes(): label for one, label in zip(read, dataset.labels.tolist(), strict=True)} == pieces
+        batch = stream(dataset, [1]).batch(16)[0]
+        ids = stream(dataset, [1]).order.ids(1, 8, 4)
+        assert torch.equal(batch["audio"], torch.from_numpy(read[ids].astype(np.float64) / 32768).float())
+    for shard in (tmp_path / "set").glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".wav"):
+                    with wave.open(tar.extractfile(member)) as file:  # type: ignore[arg-type]
+                        assert file.readframes(101) in pieces
+    from_tar = tmp_path / "source.tar"
+    with tarfile.open(from_tar, "w") as tar:
+        tar.add(tmp_path / "source", "x")
+    assert pack(from_tar, tmp_path / "again", length=100).hash == manifest.hash
+
+
+@pytest.mark.parametrize("width", [1, 3, 4])
+def test_other_widths_keep_their_upper_sixteen_bits(width: int, tmp_path: Path) -> None:
+    values = noise(5, 64).astype(np.int64)
+    if width == 1:
+        values = values >> 8
+        data = (values + 128).astype(np.uint8)
+        values = values << 8
+    else:
+        lower = np.random.default_rng(6).integers(0, 1 << 8 * (width - 2), 64)
+        wide = (values << 8 * (width - 2)) + lower
+        data = np.array([int(v).to_bytes(width, "little", signed=True) for v in wide])
+    write_wave(tmp_path / "source" / "x.wav", data, width=width)
+    pack(tmp_path / "source", tmp_path / "set")
+    with ShardedDataset.open(tmp_path / "set") as dataset:
+        assert dataset.read(np.array([0]))[0].tolist() == values.tolist()
+
+
+def test_what_is_wrong_with_sound_is_named(tmp_path: Path) -> None:
+    write_wave(tmp_path / "rates" / "a.wav", noise(1, 100), rate=16000)
+    write_wave(tmp_path / "rates" / "b.wav", noise(1, 100), rate=44100)
+    with pytest.raises(DataError, match=r"sample rates differ: 16000 Hz: 1 \(a\.wav\); 44100 Hz.*ffmpeg -i FILE -ar"):
+        pack(tmp_path / "rates", tmp_path / "set")
+    write_wave(tmp_path / "stereo" / "a.wav", noise(1, 100), channels=2)
+    (tmp_path / "stereo" / "b.wav").write_bytes(b"RIFFxxxx")
+    with pytest.raises(DataError, match=r"(?s)2 of 2 files cannot be used.*a\.wav: it has 2 channels.*b\.wav: no WAV"):
+        pack(tmp_path / "stereo", tmp_path / "set")
+    write_wave(tmp_path / "short" / "a.wav", noise(1, 100))
+    whole = (tmp_path / "short" / "a.wav").read_bytes()
+    (tmp_path / "short" / "a.wav").write_bytes(whole[:-50])
+    with pytest.raises(DataError, match=r"a\.wav: .*cut off"):
+        pack(tmp_path / "short", tmp_path / "set")
+
+
+# Bits
+
+
+@pytest.mark.parametrize("shape", [(21,), (5, 5), (1, 4, 4)])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "float32"])
+def test_bits_are_packed_and_come_back(shape: tuple[int, ...], dtype: str, tmp_path: Path) -> None:
+    bits = np.random.default_rng(0).integers(0, 2, (30, *shape))
+    np.savez(tmp_path / "bits.npz", x=bits.astype(dtype), y=np.arange(30) % 3)
+    manifest = pack(tmp_path / "bits.npz", tmp_path / "set", kind="bits")
+    count = int(np.prod(shape))
+    assert manifest.facts == {"bits": count, "classes": 3}
+    assert verify(tmp_path / "set", deep=True) == []
+    rows = sorted((row.tolist(), number % 3) for number, row in enumerate(bits.reshape(30, -1)))
+    for cache in ("none", "decoded"):
+        with ShardedDataset.open(tmp_path / "set") as dataset:
+            read = dataset.read(np.arange(30))
+            assert sorted(zip(read.tolist(), dataset.labels.tolist(), strict=True)) == rows
+            some = stream(dataset, [0, 1], cache=cache)
+            for lane, batch in enumerate(some.batch(0)):
+                assert batch["bits"].dtype == torch.float32
+                assert batch["bits"].tolist() == read[some.order.ids(lane, 0, 4)].tolist()
+                assert batch.to(torch.device("meta"))["bits"].shape == (4, count)
+
+
+def test_what_is_no_bit_is_named(tmp_path: Path) -> None:
+    values = np.zeros((5, 4))
+    values[3, 2] = 0.5
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(DataError, match=r"x\.npy has 0\.5 in sample 3; bits are 0 or 1: .*\(x > 0\.5\)"):
+        pack(tmp_path / "x.npy", tmp_path / "set", kind="bits")
+    (tmp_path / "images").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "images" / "x.png")
+    with pytest.raises(DataError, match=r"x\.png is no array; bits come as NumPy arrays"):
+        pack(tmp_path / "images", tmp_path / "set", kind="bits")

@@ -74,9 +74,9 @@ def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
 
 def test_no_images_says_what_was_found(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"holds no images: .*\.jpg.* 2 \.txt, 1 \.gif found; put images in as class/name"
+        DataError, match=r"holds no images: .*\.jpg.* 2 \.txt, 1 \.psd found; put them in as class/name"
     ):
-        listing(tmp_path, "a/1.txt", "b/2.TXT", "c/3.gif")
+        listing(tmp_path, "a/1.txt", "b/2.TXT", "c/3.psd")
     (tmp_path / "empty").mkdir()
     with (
         pytest.raises(DataError, match=r"empty holds no images: .* nothing found"),

@@ -147,6 +147,10 @@ def declare(rules: Rules, findings: Findings, endings: Collection[str]) -> dict[
         endings: field and ending of the files, such as `images.jpg`.
     """
     size = findings.resolution
+    if rules.kind in ("audio", "bits"):
+        encoding = "wav" if rules.kind == "audio" else "npy"
+        only = {"name": rules.kind, "shape": [rules.count], "encoding": encoding, "rate": rules.rate}
+        return {"kind": rules.kind, "fields": [only]}
     fields: list[dict[str, Any]] = []
     for name in KINDS[rules.kind]:
         stored = KINDS[rules.kind][0] if rules.kind == "domains" else name
@@ -155,7 +159,8 @@ def declare(rules: Rules, findings: Findings, endings: Collection[str]) -> dict[
         channels = findings.channels(stored)
         if rules.kind == "images":
             return {"resolution": size, "channels": channels, "encoding": encoding}
-        fields.append({"name": name, "shape": [channels, size, size], "encoding": encoding, "rate": None})
+        frames = [rules.count] if rules.kind == "clips" else []
+        fields.append({"name": name, "shape": [*frames, channels, size, size], "encoding": encoding, "rate": None})
     return {"kind": rules.kind, "fields": fields}
 
 

@@ -25,6 +25,7 @@ from bessemer.data.packing.parallel import run_in_processes
 from bessemer.data.packing.prepare import Mode, Resize, Rules
 from bessemer.data.packing.shard_task import ShardResult, ShardTask, finished, pack_shard, prepare_all
 from bessemer.data.packing.shards import stored_bytes
+from bessemer.data.sources.cutting import cut
 from bessemer.data.sources.source import Entry, Source, open_source
 from bessemer.errors import DataError
 from bessemer.files import write_atomically, write_synced
@@ -52,6 +53,7 @@ def pack(
     mode: Mode | None = None,
     split: str | None = None,
     labels: str | Path | None = None,
+    length: int | None = None,
     limit: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -79,6 +81,8 @@ def pack(
         split: split to take, or `all`; see :func:`bessemer.data.sources.source.open_source`.
         limit: take at most this many images of each class, the first by name.
         labels: where classes come from; see :func:`bessemer.data.sources.source.open_source`.
+        length: frames of each clip, or samples of each piece of sound, that longer ones are cut into; see
+            :func:`bessemer.data.sources.cutting.cut`.
         shard_bytes: size of a shard. All have the same number of images, so their sizes differ a little.
         overwrite: replace an existing data set.
         workers: processes; with 1 the work is done in this one.
@@ -90,7 +94,13 @@ def pack(
         DataError: names all offenders by kind, with a few examples each, the rule, and the fix.
     """
     destination = Path(destination).absolute()
-    for name, value in (("size", size), ("limit", limit), ("shard_bytes", shard_bytes), ("workers", workers)):
+    for name, value in (
+        ("size", size),
+        ("length", length),
+        ("limit", limit),
+        ("shard_bytes", shard_bytes),
+        ("workers", workers),
+    ):
         if value is not None and value < 1:
             raise DataError(f"{name} is {value}; it must be at least 1")
     check_destination(destination, overwrite)
@@ -101,7 +111,8 @@ def pack(
         open_aside(destination) as aside,
         open_source(source, spool_folder=aside, split=split, labels=labels, kind=kind) as opened,
     ):
-        rules = Rules(size, resize, mode, opened.kind)
+        cut(opened, length)
+        rules = Rules(size, resize, mode, opened.kind, opened.count, opened.rate)
         opened.entries = _choose(opened.entries, limit)
         by_class = Counter(entry.class_name for entry in opened.entries)
         opened.classes = [name for name in opened.classes if by_class[name]]

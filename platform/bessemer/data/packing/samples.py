@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bessemer.data.fields import KINDS, FieldName
+import numpy as np
+
+from bessemer.data.fields import KINDS, FieldName, bits_file, wave_file
 from bessemer.data.packing.prepare import Prepared, Rules, prepare
 from bessemer.data.sources.archives import Files
+from bessemer.data.sources.clips import clip_frames
+from bessemer.data.sources.sound import sound_piece
 from bessemer.data.sources.source import Entry
 
 __all__ = ["StoredFile", "prepare_sample"]
@@ -31,6 +35,20 @@ def prepare_sample(files: Files, entry: Entry, rules: Rules) -> list[StoredFile]
     fields = KINDS[rules.kind]
     if rules.kind == "pairs":
         return [_named(field, field, _picture(files, entry, side, rules)) for side, field in enumerate(fields)]
+    count = rules.count or 0
+    first = (entry.piece or 0) * count
+    if rules.kind == "clips":
+        if entry.piece is None:
+            frames = [_picture(files, entry, number, rules) for number in range(len(entry.paths))]
+        else:
+            frames = [prepare(pixels, rules) for pixels in clip_frames(files, entry.path, first, count)]
+        return [_named("clips", f"{number:04d}", frame) for number, frame in enumerate(frames)]
+    if rules.kind == "audio":
+        data = wave_file(sound_piece(files, entry.path, first, count), rules.rate or 0)
+        return [StoredFile("audio", "wav", Prepared(data, "wav", 0, 0, "", passed_through=False))]
+    if rules.kind == "bits":
+        data = bits_file(np.asarray(files.read(entry.path)))
+        return [StoredFile("bits", "npy", Prepared(data, "npy", 0, 0, "", passed_through=False))]
     content = prepare(files.read(entry.path), rules)
     return [StoredFile(fields[0], content.ending, content)]
 

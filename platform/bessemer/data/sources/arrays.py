@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bessemer.data.fields import Kind
 from bessemer.errors import DataError
 from bessemer.files import write_atomically
 
@@ -24,7 +25,7 @@ _AT_ONCE = 64 << 20
 
 @dataclass
 class Labelled:
-    """Images [N, H, W, C] of one split in pieces, and their classes."""
+    """Images [N, H, W, C], clips [N, T, H, W, C] or bits [N, bits] of one split in pieces, and their classes."""
 
     split: str | None
     pieces: Iterator[Pixels]
@@ -33,11 +34,11 @@ class Labelled:
 
 
 class ArrayFiles:
-    """Images of one or more arrays, as raw pixels in one file that gives random access."""
+    """Samples of one or more arrays, as raw bytes in one file that gives random access."""
 
     links = 0
 
-    def __init__(self, raw: Path, extents: dict[PurePosixPath, tuple[int, tuple[int, int, int]]], stamp: str):
+    def __init__(self, raw: Path, extents: dict[PurePosixPath, tuple[int, tuple[int, ...]]], stamp: str):
         self._raw = raw.absolute()
         self._extents = extents
         self._stamp = stamp
@@ -53,6 +54,10 @@ class ArrayFiles:
         except OSError as error:
             raise ValueError(f"{self._raw} cannot be read: {error.strerror}") from None
         return pixels.reshape(shape)
+
+    def shape(self, path: PurePosixPath) -> tuple[int, ...]:
+        """Of one sample."""
+        return self._extents[path][1]
 
     def part(self, paths: Iterable[PurePosixPath]) -> ArrayFiles:
         return ArrayFiles(self._raw, {path: self._extents[path] for path in paths}, self._stamp)
@@ -72,7 +77,7 @@ class ArrayFiles:
         Returns:
             The files, named ``<split>/<number>.png``, and their classes.
         """
-        extents: dict[PurePosixPath, tuple[int, tuple[int, int, int]]] = {}
+        extents: dict[PurePosixPath, tuple[int, tuple[int, ...]]] = {}
         labels: dict[PurePosixPath, str] = {}
 
         def write(file: IO[bytes]) -> None:
@@ -107,18 +112,19 @@ def is_numpy(path: PurePosixPath) -> bool:
     return path.suffix.lower() in (".npy", ".npz")
 
 
-def numpy_arrays(name: str, file: IO[bytes], labels: IO[bytes] | None = None) -> list[Labelled]:
-    """The images in an npy or npz file.
+def numpy_arrays(name: str, file: IO[bytes], labels: IO[bytes] | None = None, kind: Kind = "images") -> list[Labelled]:
+    """The images, clips or bits in an npy or npz file.
 
     An npz holds ``images`` and ``labels`` (or ``x`` and ``y``, ``data`` and ``targets``; ``arr_0`` and ``arr_1`` as
     ``numpy.savez(file, images, labels)`` names them), or several of them with a split: ``x_train``, ``test_images``.
-    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels (4 with transparency); labels are
-    integers or text [N].
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels (4 with transparency), clips the same
+    with T after N, bits [N, ...] of any type whose values are 0 and 1; labels are integers or text [N].
 
     Args:
         name: of the file, for messages.
         file: open for reading, seekable.
         labels: an npy file with the labels of an npy file.
+        kind: what a sample is.
 
     Raises:
         DataError: names the array, what it is, and what it must be.
@@ -127,7 +133,7 @@ def numpy_arrays(name: str, file: IO[bytes], labels: IO[bytes] | None = None) ->
         file.seek(0)
         found = _npy(name, file)
         classes = None if labels is None else _classes(f"labels of {name}", _npy("labels", labels).whole(), found.count)
-        return [Labelled(None, found.images(), classes)]
+        return [Labelled(None, found.samples(kind), classes)]
     file.seek(0)
     try:
         archive = zipfile.ZipFile(file)
@@ -148,7 +154,7 @@ def numpy_arrays(name: str, file: IO[bytes], labels: IO[bytes] | None = None) ->
         classes = None
         if labels_key is not None:
             classes = _classes(f"{name}: array {labels_key}", array(labels_key).whole(), images.count)
-        arrays.append(Labelled(split, images.images(), classes))
+        arrays.append(Labelled(split, images.samples(kind), classes))
     return arrays
 
 
@@ -193,25 +199,49 @@ class _Npy:
     def whole(self) -> NDArray[Any]:
         return self._take(self.count)
 
-    def images(self) -> Iterator[Pixels]:
-        """The array as images [n, H, W, C], some at a time."""
-        rest = self.shape[1:]
+    def samples(self, kind: Kind) -> Iterator[Pixels]:
+        """The array as images [n, H, W, C], clips [n, T, H, W, C] or bits [n, bits], some at a time."""
+        return self._bits() if kind == "bits" else self._pictures("T, " if kind == "clips" else "")
+
+    def _pictures(self, time: str) -> Iterator[Pixels]:
+        rest = self.shape[2:] if time else self.shape[1:]
         last = len(rest) == 3 and rest[2] in (1, 3, 4)
         first = len(rest) == 3 and rest[0] in (1, 3, 4)
         if self.dtype != np.uint8 or not (len(rest) == 2 or last or first) or 0 in self.shape:
             raise DataError(
-                f"{self.name} is {self.dtype} {list(self.shape)}; images are uint8 [N, H, W], [N, H, W, C] or "
-                f"[N, C, H, W] with 1, 3 or 4 channels: convert it, such as (x * 255).round().astype('uint8')"
+                f"{self.name} is {self.dtype} {list(self.shape)}; {'clips' if time else 'images'} are uint8 "
+                f"[N, {time}H, W], [N, {time}H, W, C] or [N, {time}C, H, W] with 1, 3 or 4 channels: convert it, such "
+                f"as (x * 255).round().astype('uint8')"
             )
-        most = max(1, _AT_ONCE // int(np.prod(rest)))
+        for piece in self._pieces():
+            if len(rest) == 2:
+                yield piece[..., None]
+            else:
+                yield piece if last else np.moveaxis(piece, -3, -1)
+
+    def _bits(self) -> Iterator[Pixels]:
+        if self.dtype.kind not in "buif" or len(self.shape) < 2 or 0 in self.shape:
+            raise DataError(f"{self.name} is {self.dtype} {list(self.shape)}; bits are numbers [N, ...], each 0 or 1")
+        done = 0
+        for piece in self._pieces():
+            flat = piece.reshape(len(piece), -1)
+            wrong = (flat != 0) & (flat != 1)
+            if wrong.any():
+                row, column = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+                raise DataError(
+                    f"{self.name} has {flat[row, column]} in sample {done + int(row)}; bits are 0 or 1: make them so, "
+                    f"such as (x > 0.5).astype('uint8')"
+                )
+            done += len(piece)
+            yield flat.astype(np.uint8)
+
+    def _pieces(self) -> Iterator[NDArray[Any]]:
+        most = max(1, _AT_ONCE // (int(np.prod(self.shape[1:])) * self.dtype.itemsize))
         done = 0
         while done < self.count:
             piece = self._take(min(most, self.count - done))
             done += len(piece)
-            if len(rest) == 2:
-                yield piece[..., None]
-            else:
-                yield piece if last else piece.transpose(0, 2, 3, 1)
+            yield piece
 
     def _take(self, count: int) -> NDArray[Any]:
         size = count * int(np.prod(self.shape[1:])) * self.dtype.itemsize

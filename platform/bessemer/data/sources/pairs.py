@@ -36,7 +36,7 @@ def are_domains(paths: Iterable[PurePosixPath]) -> bool:
     return all(any(_DOMAIN.fullmatch(part) for part in path.parts[:-1]) for path in paths)
 
 
-def pair(name: str, images: Iterable[PurePosixPath]) -> tuple[Parts, dict[PurePosixPath, PurePosixPath]]:
+def pair(name: str, images: Iterable[PurePosixPath]) -> tuple[Parts, dict[PurePosixPath, list[PurePosixPath]]]:
     """Find what belongs together.
 
     Args:
@@ -44,7 +44,7 @@ def pair(name: str, images: Iterable[PurePosixPath]) -> tuple[Parts, dict[PurePo
         images: all of them.
 
     Returns:
-        The inputs with the parts of their names that both sides share, and the target of each input.
+        The inputs with the parts of their names that both sides share, and both images of each pair.
 
     Raises:
         DataError: an image is no side of a pair, or has no other side, or two.
@@ -72,7 +72,9 @@ def pair(name: str, images: Iterable[PurePosixPath]) -> tuple[Parts, dict[PurePo
             f"{name}: {len(lonely)} images have no other half ({_some(lonely)}); every input has a target of the same "
             f"name: add it, or remove the image"
         )
-    return {path: key for key, path in sides[0].items()}, {sides[0][key]: sides[1][key] for key in sides[0]}
+    return {path: key for key, path in sides[0].items()}, {
+        sides[0][key]: [sides[0][key], sides[1][key]] for key in sides[0]
+    }
 
 
 def without_domain_words(relative: Mapping[PurePosixPath, tuple[str, ...]]) -> Parts:

@@ -19,13 +19,15 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bessemer.data.fields import Kind
+from bessemer.data.fields import KINDS, NOUNS, Kind
 from bessemer.data.sources import arrays, classics
 from bessemer.data.sources.archives import Files, FolderFiles, open_archive, open_tars
 from bessemer.data.sources.arrays import ArrayFiles, Labelled
+from bessemer.data.sources.clips import ANIMATED, are_animated, frames_in_folders
 from bessemer.data.sources.labels import class_order, match_labels, parse_labels
 from bessemer.data.sources.pairs import Parts, are_domains, are_pairs, pair, without_domain_words
 from bessemer.data.sources.parquet import open_parquet
+from bessemer.data.sources.sound import SOUND
 from bessemer.errors import DataError, MachineError
 
 __all__ = ["ENDINGS", "SPLITS", "Entry", "Source", "open_source"]
@@ -37,6 +39,14 @@ SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "val
 DEFAULT_SPLITS = ("train", "training")
 
 
+_ENDINGS: dict[Kind, frozenset[str]] = {
+    **dict.fromkeys(KINDS, ENDINGS),
+    "clips": ENDINGS | ANIMATED,
+    "audio": SOUND,
+}
+"""Kind -> endings of the files that are taken for samples, or for parts of them."""
+
+
 @dataclass(frozen=True, order=True)
 class Entry:
     """One sample of a source. Sorts by class, then key."""
@@ -46,8 +56,8 @@ class Entry:
     """Path below the class folder."""
     paths: tuple[PurePosixPath, ...]
     """Its files in the source: one, or both images of a pair, or the frames of a clip."""
-    piece: int = 0
-    """Number of the piece, where a file is cut into several samples."""
+    piece: int | None = None
+    """Number of the piece, where a file holds a whole clip or recording."""
 
     @property
     def path(self) -> PurePosixPath:
@@ -76,6 +86,10 @@ class Source:
     """Files that are no images, by ending."""
     kind: Kind = "images"
     """What a sample is."""
+    count: int | None = None
+    """Frames of a clip, samples of a piece of sound, or bits of a vector."""
+    rate: int | None = None
+    """Samples of sound per second."""
 
 
 @dataclass
@@ -87,6 +101,8 @@ class _Found:
     """Class of each image, where the source says it by other means than folders."""
     order: list[str] | None = None
     """All classes in the order of their labels, where the source says it."""
+    kind: Kind = "images"
+    """What a sample is."""
 
 
 @contextmanager
@@ -113,20 +129,20 @@ def open_source(
     Raises:
         DataError: no such source, an unknown type, a damaged archive, no images, or no such split.
     """
-    found = _open(source, spool_folder)
+    found = _open(source, spool_folder, kind)
     try:
-        yield _arrange(str(source), found, split, None if labels is None else str(labels), kind)
+        yield _arrange(str(source), found, split, None if labels is None else str(labels))
     finally:
         found.files.close()
 
 
-def _open(source: str | Path, spool_folder: Path) -> _Found:
+def _open(source: str | Path, spool_folder: Path, kind: Kind | None) -> _Found:
     name = str(source)
     if name == "digits":
         return _spooled(spool_folder, "digits", [_digits()], name)
     path = Path(source)
     if path.is_dir():
-        return _recognise(name, FolderFiles.below(path), spool_folder)
+        return _recognise(name, FolderFiles.below(path), spool_folder, kind)
     if not path.exists():
         raise DataError(
             f"{source} does not exist; a source is a folder or archive of images, an npz or Parquet file, or the word "
@@ -134,15 +150,22 @@ def _open(source: str | Path, spool_folder: Path) -> _Found:
         )
     inside = PurePosixPath(path.name)
     if arrays.is_numpy(inside) or inside.suffix.lower() == ".parquet":
-        return _recognise(name, FolderFiles(path.absolute().parent, [inside]), spool_folder)
-    return _recognise(name, open_archive(path, spool_folder), spool_folder)
+        return _recognise(name, FolderFiles(path.absolute().parent, [inside]), spool_folder, kind)
+    return _recognise(name, open_archive(path, spool_folder), spool_folder, kind)
 
 
-def _recognise(name: str, files: Files, spool_folder: Path) -> _Found:
+def _recognise(name: str, files: Files, spool_folder: Path, kind: Kind | None) -> _Found:
     """Look into files that are no images themselves: arrays, tables, shards."""
+    found = _look_into(name, files, spool_folder, kind)
+    found.kind = kind or _kind([path for path in found.files.paths if not _hidden(path)])
+    return found
+
+
+def _look_into(name: str, files: Files, spool_folder: Path, kind: Kind | None) -> _Found:
     seen = [path for path in files.paths if not _hidden(path)]
-    if any(path.suffix.lower() in ENDINGS for path in seen):
-        return _Found(files, _labels_of_shards(name, files, seen))
+    endings = _ENDINGS[kind or _kind(seen)]
+    if any(path.suffix.lower() in endings for path in seen):
+        return _Found(files, _labels_of_shards(name, files, seen, endings))
     classics.refuse_pickles(name, seen)
     tables = [path for path in seen if path.suffix.lower() == ".parquet"]
     if tables:
@@ -151,14 +174,16 @@ def _recognise(name: str, files: Files, spool_folder: Path) -> _Found:
     shards = [path for path in seen if path.suffix.lower() == ".tar"]
     if shards and isinstance(files, FolderFiles):
         inner = open_tars([(path.as_posix(), files.folder / path) for path in sorted(shards)])
-        labels = _labels_of_shards(name, inner, inner.paths)
+        labels = _labels_of_shards(name, inner, inner.paths, _ENDINGS[kind or _kind(inner.paths)])
         return _Found(inner, labels or dict.fromkeys(inner.paths, "all"))
     for is_kind, read in ((classics.is_idx, classics.idx), (classics.is_cifar, classics.cifar)):
         if any(map(is_kind, seen)):
             return _spooled(spool_folder, name, read(files), files.part(seen).stamp())
     numpy_files = sorted(filter(arrays.is_numpy, seen))
     if numpy_files:
-        return _spooled(spool_folder, name, _numpy(name, files, numpy_files), files.part(seen).stamp())
+        return _spooled(
+            spool_folder, name, _numpy(name, files, numpy_files, kind or "images"), files.part(seen).stamp()
+        )
     return _Found(files)
 
 
@@ -171,7 +196,7 @@ def _spool_name(spool_folder: Path, name: str, ending: str) -> Path:
     return spool_folder / f"spool-{hashlib.sha256(name.encode()).hexdigest()[:16]}{ending}"
 
 
-def _numpy(name: str, files: Files, paths: list[PurePosixPath]) -> Iterator[Labelled]:
+def _numpy(name: str, files: Files, paths: list[PurePosixPath], kind: Kind) -> Iterator[Labelled]:
     label_files = [path for path in paths if path.suffix.lower() == ".npy" and path.stem.lower() in arrays.LABELS]
     image_files = [path for path in paths if path not in label_files]
     if label_files and len(image_files) != 1:
@@ -183,7 +208,7 @@ def _numpy(name: str, files: Files, paths: list[PurePosixPath]) -> Iterator[Labe
         with ExitStack() as opened:
             stream = opened.enter_context(_stream(files, path))
             beside = opened.enter_context(_stream(files, label_files[0])) if label_files else None
-            for array in arrays.numpy_arrays(str(path), stream, beside):
+            for array in arrays.numpy_arrays(str(path), stream, beside, kind):
                 if len(image_files) > 1:
                     array.split = f"{array.split}/{path.stem}" if array.split else path.stem
                 yield array
@@ -200,14 +225,16 @@ def _stream(files: Files, path: PurePosixPath) -> IO[bytes]:
     return io.BytesIO(data)
 
 
-def _labels_of_shards(name: str, files: Files, seen: list[PurePosixPath]) -> dict[PurePosixPath, str] | None:
+def _labels_of_shards(
+    name: str, files: Files, seen: list[PurePosixPath], endings: frozenset[str]
+) -> dict[PurePosixPath, str] | None:
     """Labels of a WebDataset, where a sample's label is the file ``<key>.cls`` beside its image."""
     labels = {_key(path): path for path in seen if path.suffix.lower() == ".cls"}
     if not labels:
         return None
     found = {}
     for path in seen:
-        if path.suffix.lower() not in ENDINGS:
+        if path.suffix.lower() not in endings:
             continue
         key = _key(path)
         if key not in labels:
@@ -229,14 +256,15 @@ def _hidden(path: PurePosixPath) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
-def _arrange(name: str, found: _Found, split: str | None, labels: str | None, kind: Kind | None) -> Source:
-    files = found.files
+def _arrange(name: str, found: _Found, split: str | None, labels: str | None) -> Source:
+    files, kind = found.files, found.kind
     ignored: Counter[str] = Counter()
     images: list[PurePosixPath] = []
+    endings = _ENDINGS[kind]
     for path in files.paths:
         if _hidden(path):
             ignored["hidden"] += 1
-        elif path.suffix.lower() in ENDINGS:
+        elif path.suffix.lower() in endings:
             images.append(path)
         elif found.labels is None or path.suffix.lower() != ".cls":
             ignored[path.suffix.lower() or "no ending"] += 1
@@ -245,21 +273,21 @@ def _arrange(name: str, found: _Found, split: str | None, labels: str | None, ki
     if not images:
         listed = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(5)) or "nothing"
         raise DataError(
-            f"{name} holds no images: files ending in {', '.join(sorted(ENDINGS))} were looked for, {listed} found; "
-            f"put images in as class/name.jpg, or flat for a data set without classes"
+            f"{name} holds no {NOUNS[kind]}: files ending in {', '.join(sorted(endings))} were looked for, "
+            f"{listed} found; put them in as class/name.jpg, or flat for a data set without classes"
         )
-    if kind is None:
-        kind = "pairs" if are_pairs(images) else "domains" if are_domains(images) else "images"
-    others: dict[PurePosixPath, PurePosixPath] = {}
+    others: dict[PurePosixPath, list[PurePosixPath]] = {}
     relative = {path: path.parts for path in images}
     if kind == "pairs":
         relative, others = pair(name, images)
     elif kind == "domains":
         relative = without_domain_words(relative)
+    elif kind == "clips" and not isinstance(files, ArrayFiles) and not are_animated(files, images):
+        relative, others = frames_in_folders(name, images)
     relative, taken, splits = _take_split(name, relative, split)
     known, order, origin = _labels(found, list(relative), labels)
     entries = [
-        replace(entry, paths=(*entry.paths, others[entry.path])) if entry.path in others else entry
+        replace(entry, paths=tuple(others[entry.path])) if entry.path in others else entry
         for entry in _classify(name, relative, known)
     ]
     present = {entry.class_name for entry in entries}
@@ -270,6 +298,15 @@ def _arrange(name: str, found: _Found, split: str | None, labels: str | None, ki
             f"as horse and zebra, or trainA and trainB"
         )
     return Source(name, files, sorted(entries), classes, origin, taken, splits, dict(sorted(ignored.items())), kind)
+
+
+def _kind(paths: list[PurePosixPath]) -> Kind:
+    """What the names of the files say that samples are."""
+    endings = {path.suffix.lower() for path in paths}
+    if not endings & ENDINGS:
+        return "clips" if ".gif" in endings else "audio" if endings & SOUND else "images"
+    images = [path for path in paths if path.suffix.lower() in ENDINGS]
+    return "pairs" if are_pairs(images) else "domains" if are_domains(images) else "images"
 
 
 def _labels(
