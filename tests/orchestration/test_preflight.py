@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.servers import S3Server
 
@@ -229,3 +230,12 @@ def test_losses_that_are_not_finite_stop_the_run(job: Path, tmp_path: Path) -> N
     error = RunDirectory.open(tmp_path / "run").error()
     assert error is not None
     assert error["type"] == "TrainingError"
+
+
+def test_a_data_set_of_another_kind_is_refused(job: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "bits.npy", np.eye(32, dtype=np.uint8))
+    pack(tmp_path / "bits.npy", tmp_path / "bits", kind="bits")
+    with pytest.raises(
+        BessemerError, match=r"data\.path: .*bits has bits \[32\], but biggan takes images \[3, 32, 32\]"
+    ):
+        preflight(load_job(job, [f"data.path={tmp_path / 'bits'}"]), tmp_path / "runs")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from bessemer.data.reading.dataset import ShardedDataset
+from bessemer.data.reading.opening import open_job_data
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
 from bessemer.evaluation.grid import sample_grid, save_png
@@ -48,11 +49,14 @@ def held_out_images(job: JobSpec, dataset: ShardedDataset) -> Iterator[ShardedDa
     if path is None:
         yield dataset
         return
-    with ShardedDataset.open(path) as held_out:
-        if held_out.shape != dataset.shape:
+    with open_job_data(job.data.model_copy(update={"path": path, "on_bad_sample": "stop"})) as held_out:
+        found, wanted = (
+            {field.name: field.shape for field in one.manifest.batch_fields} for one in (held_out, dataset)
+        )
+        if found != wanted:
             raise SpecError(
-                f"evaluation.held_out: images of {path} are {held_out.shape}, those of data.path {dataset.shape}; pack "
-                "both with the same --size and --mode."
+                f"evaluation.held_out: {path} has {found}, data.path {wanted}; pack both with the same --kind, --size, "
+                "--length and --mode."
             )
         yield held_out
 

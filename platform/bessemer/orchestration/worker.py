@@ -77,7 +77,12 @@ def check_job(job: JobSpec) -> System:
             )
         with held_out_images(job, dataset):
             pass
-    compared, likelihoods = split_metrics(job.evaluation.metrics)
+        compared, likelihoods = split_metrics(job.evaluation.metrics)
+        if compared and dataset.manifest.kind != "images":
+            raise SpecError(
+                f"evaluation.metrics: {', '.join(compared)} compares images, and {job.data.path} is of "
+                f"{dataset.manifest.kind}; leave it out."
+            )
     for name in compared:
         if parse_metric(name).is_path:
             check_walkable(system, name)
@@ -147,6 +152,7 @@ def _train(run: RunDirectory, until_kimg: float) -> bool:
             batch_size=job.training.batch_size,
             slice_size=job.training.slice_size,
             slices=slices,
+            node_slices=_node_slices(job, workers),
             mirror=job.data.mirror,
             threads=job.data.threads,
             cache=job.data.cache,
@@ -245,6 +251,13 @@ def _init_from_data(system: System, job: JobSpec, dataset: ShardedDataset, devic
     fields = {name: torch.cat([b[name] for b in batches])[: system.init_images] for name in batches[0].names}
     first = Batch(None, labels, **fields)
     system.init_from_data(first, generator(device, job.seed, "init from data"))
+
+
+def _node_slices(job: JobSpec, workers: Workers) -> list[int]:
+    """Slices that the workers on this machine own together. Collective."""
+    host = socket.gethostname()
+    ranks = [rank for rank, other in enumerate(workers.gather(host)) if other == host]
+    return sorted(index for rank in ranks for index in owned_slices(job.slices, rank, workers.size))
 
 
 def _write_bad_samples(journal: Journal, nimg: int, quarantine: Quarantine, workers: Workers) -> int:

@@ -368,5 +368,5 @@ def test_streams_prefetch_in_the_order_of_need(breaking: tuple[FaultServer, Plac
 def test_a_cache_that_cannot_hold_what_is_read_together(breaking: tuple[FaultServer, Place], tmp_path: Path) -> None:
     _, place = breaking
     place.cache = ShardCache(tmp_path / "small", 60_000)
-    with place.open() as dataset, pytest.raises(DataError, match=r"data\.cache_gb: 6e-05 is too small: one worker"):
+    with place.open() as dataset, pytest.raises(DataError, match=r"data\.cache_gb: 6e-05 is too small: a node"):
         SliceStream(dataset, seed=0, batch_size=4, slice_size=4, slices=[0])

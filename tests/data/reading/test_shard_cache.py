@@ -14,6 +14,7 @@ from tests.servers import Fault, FaultServer, fault_server
 
 from bessemer.data.manifest import FileRecord
 from bessemer.data.reading import shard_cache as module
+from bessemer.data.reading.prefetch import Prefetcher
 from bessemer.data.reading.shard_cache import CachedShards, ShardCache
 from bessemer.errors import DataError, StoreError
 from bessemer.stores.opening import open_store
@@ -242,3 +243,21 @@ def test_a_killed_downloader_leaves_nothing_locked(server: FaultServer, store: S
     record = next(record for record in RECORDS if record.name == name)
     assert cache.read(store, record) == FILES[name]
     assert names(cache) == {record.sha256}
+
+
+def test_prefetching_leaves_room_for_what_the_other_workers_of_the_node_read(store: Store, tmp_path: Path) -> None:
+    """Half of a cache of eight files is four: shards 0 to 3, of which this worker reads two."""
+    cache = cache_of(tmp_path)
+    needed = [(0, False), (1, True), (2, False), (3, True), (4, True), (5, True)]
+    shards = CachedShards(store, RECORDS, cache)
+    prefetcher = Prefetcher(shards, lambda step: needed, every=1)
+    try:
+        prefetcher.moved_to(0)
+        deadline = time.monotonic() + 30
+        while held(cache) != [1, 3] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert prefetcher._plan(0) == []  # nothing more
+        assert held(cache) == [1, 3]
+    finally:
+        prefetcher.close()
+        shards.close()

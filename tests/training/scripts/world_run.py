@@ -1,6 +1,6 @@
 """A worker that trains a small system for a few steps on packed digits; one process per rank.
 
-usage: world_run.py OUT DATA [SYSTEM] [--save-at STEP] [--checkpoints DIR]
+usage: world_run.py OUT DATA [SYSTEM] [--steps STEPS] [--save-at STEP] [--checkpoints DIR]
 
 It goes on from the checkpoint in DIR, if there is one. Everything is real: the system, the data set, the stream, the
 engines. Each writes `<network>.<key>` -> weights and buffers, the averages under `ema.`, the initial weights under
@@ -64,10 +64,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("data", help="directory or URL")
     parser.add_argument("system", nargs="?", default="biggan")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--save-at", type=int)
     parser.add_argument("--checkpoints", type=Path)
     options = parser.parse_args()
-    name, steps = options.system, STEPS[options.system]
+    name, steps = options.system, options.steps or STEPS[options.system]
     torch.set_num_threads(1)
     with join_workers() as workers, ShardedDataset.open(options.data) as dataset:
         init_deepspeed(workers.device)

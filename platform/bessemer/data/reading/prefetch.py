@@ -20,12 +20,15 @@ class Prefetcher:
 
     Args:
         shards: where to fetch them.
-        upcoming: step -> shards that will be needed from there on, soonest first.
+        upcoming: step -> shards that the workers of this node will need from there on, soonest first, and whether this
+            worker will. What only others need is theirs to fetch, but takes room.
         every: steps after which to look anew what is needed.
         threads: downloads at the same time.
     """
 
-    def __init__(self, shards: CachedShards, upcoming: Callable[[int], list[int]], *, every: int, threads: int = 2):
+    def __init__(
+        self, shards: CachedShards, upcoming: Callable[[int], list[tuple[int, bool]]], *, every: int, threads: int = 2
+    ):
         self._shards = shards
         self._upcoming = upcoming
         self._every = every
@@ -76,15 +79,17 @@ class Prefetcher:
                     _log.warning("prefetching failed, and is tried again when the shard is needed: %s", error)
 
     def _plan(self, step: int) -> list[int]:
-        """Shards to fetch, soonest first: half the cache at most, so that what is being read stays."""
+        """Shards to fetch, soonest first: half the cache at most for all of the node, so that what is read stays."""
         cache = self._shards.cache
         room = cache.limit // 2
         plan: list[int] = []
-        for shard in self._upcoming(step):
+        for place, (shard, is_own) in enumerate(self._upcoming(step)):
             record = self._shards.records[shard]
             room -= record.bytes
-            if room < 0 and plan:
+            if room < 0 and place > 0:  # the first is needed however large it is
                 break
+            if not is_own:
+                continue
             if cache.holds(record):
                 cache.touch(record)  # it must not make room for what is needed later
             else:

@@ -57,6 +57,8 @@ class SliceStream:
         batch_size: images per optimizer step over all workers.
         slice_size: images per slice; divides `batch_size`.
         slices: indices of the slices that this worker owns, in ``range(batch_size // slice_size)``.
+        node_slices: those that the workers of this node own together, who share its cache of remote shards; by default
+            those of this worker.
         mirror: flip each image left-right with probability one half; both of a pair alike, and all frames of a clip.
         threads: decoder threads that read ahead; 0 decodes in the calling thread.
         cache: `decoded` keeps every decoded sample in memory, `none` does not, `auto` does below `CACHE_LIMIT`.
@@ -75,6 +77,7 @@ class SliceStream:
         batch_size: int,
         slice_size: int,
         slices: Sequence[int],
+        node_slices: Sequence[int] | None = None,
         mirror: bool = False,
         threads: int = 1,
         cache: str = "auto",
@@ -94,6 +97,7 @@ class SliceStream:
         self._batch_size = batch_size
         self._slice_size = slice_size
         self._slices = tuple(slices)
+        self._node_slices = self._slices if node_slices is None else tuple(node_slices)
         self._mirror = mirror
         keep = cache == "decoded" or (cache == "auto" and dataset.manifest.decoded_bytes < CACHE_LIMIT)
         self._cache = _DecodedCache(dataset) if keep else None
@@ -141,24 +145,30 @@ class SliceStream:
 
     def _prefetch(self, shards: CachedShards) -> Prefetcher:
         needed = self._upcoming(0)
-        together = sum(shards.records[shard].bytes for shard in needed)
+        together = sum(shards.records[shard].bytes for shard, _ in needed)
         if together > shards.cache.limit:
             raise DataError(
-                f"data.cache_gb: {shards.cache.limit / 1e9:g} is too small: one worker reads from {len(needed)} shards "
-                f"of {self.dataset.place} at a time, which have {together / 1e9:.3g} GB; raise it to twice that"
+                f"data.cache_gb: {shards.cache.limit / 1e9:g} is too small: a node reads from {len(needed)} shards of "
+                f"{self.dataset.place} at a time, which have {together / 1e9:.3g} GB; raise it to twice that"
             )
         return Prefetcher(shards, self._upcoming, every=max(1, self.order.window // (8 * self._slice_size)))
 
-    def _upcoming(self, step: int) -> list[int]:
-        """Shards that hold the next window of images of each owned lane, those that are needed first before others."""
+    def _upcoming(self, step: int) -> list[tuple[int, bool]]:
+        """Shards that hold the next window of images of each of the node's lanes, and whether this worker reads them.
+
+        Those that are needed first come before others.
+        """
         first: dict[int, int] = {}
+        own: set[int] = set()
         for reading in self._readings:
-            for index in self._slices:
+            for index in self._node_slices:
                 ids = reading.first + reading.order.ids(index, step * self._slice_size, self.order.window)
                 shards, at = np.unique(self.dataset.shards_of(ids), return_index=True)
                 for shard, place in zip(shards.tolist(), at.tolist(), strict=True):
                     first[shard] = min(place, first.get(shard, place))
-        return sorted(first, key=lambda shard: first[shard])
+                if index in self._slices:
+                    own.update(shards.tolist())
+        return [(shard, shard in own) for shard in sorted(first, key=lambda shard: first[shard])]
 
     def _submit(self, step: int) -> list[Future[Batch]]:
         if step in self._steps:
