@@ -53,15 +53,30 @@ class Options:
     """End within a minute: the path is exercised, the numbers say little."""
     out: Path | None
     """File for the JSON."""
+    images: int | None = None
+    """How many images, where the benchmark asks."""
+    parts: tuple[str, ...] = ()
+    """What to measure, of a benchmark that has several parts; all of them unless the command line names some."""
 
 
-def parse_options(description: str | None) -> Options:
-    """Read `--quick` and `--out`; the first line of `description` is the help's."""
+def parse_options(description: str | None, *, images: str | None = None, parts: Sequence[str] = ()) -> Options:
+    """Read `--quick` and `--out`; the first line of `description` is the help's.
+
+    Args:
+        description: of the benchmark.
+        images: what `--images` means, for a benchmark that has this option.
+        parts: what `--only` may choose from, likewise.
+    """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    if images is not None:
+        parser.add_argument("--images", type=int, help=images)
+    if parts:
+        parser.add_argument("--only", action="append", choices=parts, help="measure this part; may be repeated")
     parser.add_argument("--quick", action="store_true", help="end within a minute; the numbers then say little")
     parser.add_argument("--out", type=Path, help="write command, versions, hardware and raw numbers as JSON")
     found = parser.parse_args()
-    return Options(found.quick, found.out)
+    chosen = getattr(found, "only", None) or parts
+    return Options(found.quick, found.out, getattr(found, "images", None), tuple(chosen))
 
 
 def alternate(
