@@ -23,6 +23,7 @@ HEAVY = (
 )  # typer itself needs pydantic
 GROUP = get_command(app)
 VERBS = [
+    "board",
     "checkpoint",
     "compare",
     "compare-sets",

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -54,10 +55,11 @@ class Tab:
         )
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in emulated.items()]
         self.call("Emulation.setEmulatedMedia", features=features)
-        self._loaded = False
-        self.call("Page.navigate", url=url)
-        while not self._loaded:
-            self._read()
+        for address in ("about:blank", url):  # a page that differs by its #part only would not be loaded again
+            self._loaded = False
+            self.call("Page.navigate", url=address)
+            while not self._loaded:
+                self._read()
 
     def evaluate(self, expression: str) -> Any:
         """Value of a JavaScript expression; promises are awaited."""
@@ -102,7 +104,8 @@ class Tab:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            piece = self._answers.read1(1 << 20)
+            assert select.select([self._answers], [], [], _SECONDS)[0], "the browser is silent"
+            piece = os.read(self._answers.fileno(), 1 << 20)
             assert piece, "the browser has ended"
             self._buffer += piece
         message, _, self._buffer = self._buffer.partition(b"\0")

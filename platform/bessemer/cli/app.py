@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from bessemer.cli import (
+    board,
     checkpoint,
     compare,
     data,
@@ -80,6 +81,7 @@ app.command(short_help="List all runs.")(runs.runs)
 app.command(short_help="Set runs side by side.")(compare.compare)
 app.command(short_help="Rank runs, where they are comparable.")(compare.leaderboard)
 app.command(short_help="Write a page of runs: samples, curves, provenance.")(report.report)
+app.command(short_help="Serve a live page of all runs.")(board.board)
 app.command(short_help="Draw a grid of images.")(sample.sample)
 app.command(short_help="Find an image in the latent space of a StyleGAN2.")(project.project)
 app.command(short_help="Compare generated images with real ones.")(evaluate.evaluate)

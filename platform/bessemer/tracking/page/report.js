@@ -9,11 +9,15 @@ const GROUPS = {
   "throughput/mfu": "Model FLOP utilisation",
   time: "Seconds per 1000 images, by part of the step",
   collapse: "Signs of collapse",
-  system: "Machines",
+  "system/percent": "Machines: per cent busy",
+  "system/memory": "Machines: memory in GiB",
 };
 const PARTS = ["data", "forward", "backward", "communicate", "optimizer", "ema"];
 const MOST_LINES = 6;
 const MOST_UNFOLDED = 12;
+
+// What a person chose, which outlives a page that is drawn again with newer numbers.
+const remembered = { axis: "x", kimg: null };
 
 // More sections, such as those of a search: functions of the page's data that return an element or null.
 const moreSections = [];
@@ -150,14 +154,15 @@ const atAGlance = (runs) => {
 const curvesSections = (data) => {
   const holder = el("div");
   const choice = (value, label) => {
-    const input = el("input", { type: "radio", name: "axis", value, checked: value === "x", on: { change: () => draw(value) } });
+    const input = el("input", { type: "radio", name: "axis", value, checked: value === remembered.axis, on: { change: () => draw(value) } });
     return el("label", {}, input, el("span", { text: label }));
   };
   const draw = (axis) => {
+    remembered.axis = axis;
     charts.length = 0;
     holder.replaceChildren(metricsSection(data.runs, axis), trainingSection(data.runs, axis));
   };
-  draw("x");
+  draw(remembered.axis);
   const bar = el("fieldset", { class: "axis" }, el("legend", { text: "Curves against" }), choice("x", "images (kimg)"), choice("h", "hours up"));
   const key = data.runs.length > 1 ? el("ul", { class: "legend runs" }, data.runs.map((run, index) => el("li", { class: colourOf(index), text: run.name }))) : null;
   return el("div", {}, el("div", { class: "bar" }, bar, key), holder);
@@ -264,7 +269,8 @@ const trainingSection = (runs, axis) => {
   if (!names.length) return section("Training", el("p", { class: "empty", text: "No training metrics yet." }));
   const groups = new Map();
   for (const name of names) {
-    const group = Object.hasOwn(GROUPS, name) ? name : name.split("/")[0];
+    let group = Object.hasOwn(GROUPS, name) ? name : name.split("/")[0];
+    if (group === "system") group = name.endsWith("percent") ? "system/percent" : "system/memory";
     groups.set(group, [...(groups.get(group) ?? []), name]);
   }
   const rank = (group) => (Object.keys(GROUPS).includes(group) ? Object.keys(GROUPS).indexOf(group) : 99);

@@ -22,7 +22,8 @@ const samplesSection = (runs) => {
       };
       return { panel, show };
     });
-  const reals = new Map(having.filter(({ run }) => run.pictures.real).map(({ run }) => [run.pictures.real.src, run]));
+  const content = (picture) => picture.src.split("?v=").at(-1); // an address says what it leads to
+  const reals = new Map(having.filter(({ run }) => run.pictures.real).map(({ run }) => [content(run.pictures.real), run]));
   const realPanels = [...reals.values()].map((run) => {
     const picture = pictureButton(run.pictures.real, zoom);
     picture.show(run.pictures.real, "Real images");
@@ -30,8 +31,10 @@ const samplesSection = (runs) => {
   });
   const slider = el("input", { type: "range", id: "grid-slider", min: 0, max: Math.max(stops.length - 1, 0), value: stops.length - 1, step: 1, "aria-label": "Samples over time" });
   const label = el("output", { for: "grid-slider", id: "grid-label" });
+  if (remembered.kimg !== null) slider.value = stops.filter((kimg) => kimg <= remembered.kimg).length - 1;
   const show = () => {
     const kimg = stops[slider.value] ?? 0;
+    remembered.kimg = Number(slider.value) === stops.length - 1 ? null : kimg; // the newest stays the newest
     label.textContent = `${number(kimg)} kimg`;
     slider.setAttribute("aria-valuetext", label.textContent);
     for (const panel of panels) panel.show(kimg);
