@@ -149,6 +149,15 @@ def test_verdicts_need_a_metric(field: str, value: float) -> None:
     assert f"evaluation.{field}: {value} judges the first of evaluation.metrics" in broken(evaluation={field: value})
 
 
+def test_stalls_are_of_a_metric_and_longer_than_its_interval() -> None:
+    assert "alerts.stall_kimg: 100 judges the first of evaluation.metrics" in broken(alerts={"stall_kimg": 100})
+    evaluation = {"metrics": ["kid_efflite0"], "every_kimg": 50}
+    job(evaluation=evaluation, alerts={"stall_kimg": 50})
+    text = broken(evaluation=evaluation, alerts={"stall_kimg": 20})
+    assert "alerts.stall_kimg: 20 is less than evaluation.every_kimg 50" in text
+    assert "should match pattern '^https?://" in broken(alerts={"webhook": "file:///etc/passwd"})
+
+
 def test_a_rollback_needs_the_best_checkpoint() -> None:
     evaluation = {"metrics": ["kid_efflite0", "fid"], "rollback_at": 2}
     job(evaluation=evaluation, checkpoint={"keep_best": "kid_efflite0"})

@@ -21,6 +21,7 @@ from bessemer.orchestration.preflight import cluster_address
 from bessemer.orchestration.ray_evaluator import evaluator_beside
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
+from bessemer.tracking.alerts import AlertWatch
 
 __all__ = ["Stopped", "launch", "ray_session"]
 
@@ -96,6 +97,8 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
         run.journal.write("event", 0, event="started", workers=job.resources.workers, job=job.name)
         status = "FAILED"
         mirror = _start_mirror(run, job)
+        alerts = AlertWatch(run.path, job.alerts)
+        alerts.start()
         try:
             with (
                 follow(run) if follow else nullcontext(),
@@ -122,6 +125,7 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
             run.journal.write("event", run.newest_nimg(), event="failed", error=str(e))
             raise
         finally:
+            alerts.stop()
             _write_report(run)
             if mirror is not None:
                 mirror.stop(status)

@@ -40,6 +40,7 @@ from bessemer.spec.load import load_job
 from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, System
 from bessemer.systems.registry import build, check_data
 from bessemer.systems.snapshot import SnapshotInfo
+from bessemer.tracking.alerts import AlertWatch
 from bessemer.tracking.journal import Journal, read_journal
 from bessemer.tracking.runs import metric_scores
 from bessemer.training.checkpoint import CheckpointStore, Identity
@@ -49,6 +50,7 @@ from bessemer.training.ema import ShardedEma
 from bessemer.training.ema_store import EmaStore
 from bessemer.training.engine import build_engines
 from bessemer.training.loop import Trainer, owned_slices
+from bessemer.training.node import NodeReadings, all_nodes
 from bessemer.training.peers import watch_peers
 from bessemer.training.rng import generator
 from bessemer.training.stopping import EXIT_STOPPED, StopRequest
@@ -158,9 +160,11 @@ def _train(run: RunDirectory, until_kimg: float) -> bool:
             cache=job.data.cache,
             pinned=workers.device.type == "cuda",
         )
-        journal = run.journal
+        journal, readings = run.journal, NodeReadings()
 
         def write(kind: str, nimg: int, **fields: Any) -> None:
+            if kind == "metrics":
+                fields["values"] |= all_nodes(readings, workers)
             if kind == "metrics" and dataset.quarantine is not None:
                 fields["values"]["data/bad_samples"] = _write_bad_samples(journal, nimg, dataset.quarantine, workers)
             if workers.is_first:
@@ -296,7 +300,13 @@ def main() -> int:
                 run.clear_error()
                 run.clear_stop()
             workers.barrier()
-            return 0 if run_worker(run.path) else EXIT_STOPPED
+            alerts = AlertWatch(run.path, run.job().alerts)
+            if workers.is_first:
+                alerts.start()
+            try:
+                return 0 if run_worker(run.path) else EXIT_STOPPED
+            finally:
+                alerts.stop()
     except BessemerError as e:
         if rank == 0:
             print(f"error: {e}", file=sys.stderr)

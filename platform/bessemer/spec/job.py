@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "AlertsSpec",
     "CheckpointSpec",
     "DataSpec",
     "DiversitySpec",
@@ -292,6 +293,30 @@ class TrackingSpec(Section):
     """MLflow experiment."""
 
 
+class AlertsSpec(Section):
+    """Of what, and whom, to tell while the run goes on. Alerts are always logged, and events in the journal."""
+
+    stall_kimg: PositiveKimg | None = None
+    """The first metric has not improved for this long, by more than its standard error; unset for never."""
+    throughput_drop: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
+    """Images per second have fallen by this share below their median; null for never."""
+    restarts_per_hour: Annotated[int, Field(ge=1)] | None = 3
+    """Workers were lost this many times within an hour; null for never."""
+    collapse: bool = True
+    """A guard suspects collapse, or the run went back to a checkpoint."""
+    failure: bool = True
+    """The run failed."""
+    file: str | None = None
+    """File to which each alert is appended as one line of JSON, on the machine that drives the run."""
+    webhook: Annotated[str, Field(pattern=r"^https?://[^\s/]+")] | None = None
+    """Address to which each alert is posted as JSON; its `text` is what chat services show."""
+
+    @property
+    def any_rule(self) -> bool:
+        """Whether there is anything to watch for."""
+        return self.collapse or self.failure or any((self.stall_kimg, self.throughput_drop, self.restarts_per_hour))
+
+
 class ResourcesSpec(Section):
     """What the run takes from the cluster."""
 
@@ -332,6 +357,7 @@ class JobSpec(Section):
     checkpoint: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     tracking: TrackingSpec = TrackingSpec()
+    alerts: AlertsSpec = AlertsSpec()
     resources: ResourcesSpec = ResourcesSpec()
 
     @model_validator(mode="after")

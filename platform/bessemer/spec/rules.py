@@ -40,6 +40,7 @@ def check_job(job: JobSpec) -> None:
         _metric_rules,
         _keep_rules,
         _upload_rules,
+        _alert_rules,
     )
     broken = [line for rule in rules for line in rule(job)]
     if broken:
@@ -291,6 +292,20 @@ def _keep_rules(job: JobSpec) -> Iterator[str]:
             f"checkpoint.keep_best: checkpoints come every {keep.every_kimg:g} kimg (checkpoint.every_kimg) and "
             f"evaluations every {job.evaluation.every_kimg:g} (evaluation.every_kimg), which rarely meet; "
             "make one a multiple of the other."
+        )
+
+
+def _alert_rules(job: JobSpec) -> Iterator[str]:
+    stall = job.alerts.stall_kimg
+    if stall is not None and not job.evaluation.metrics:
+        yield (
+            f"alerts.stall_kimg: {stall:g} judges the first of evaluation.metrics, which are none; name one, such as "
+            "kid_efflite0, or remove the field."
+        )
+    elif stall is not None and stall < job.evaluation.every_kimg:
+        yield (
+            f"alerts.stall_kimg: {stall:g} is less than evaluation.every_kimg {job.evaluation.every_kimg:g}, so that "
+            "every evaluation that is no better would be one; set it to a multiple of that."
         )
 
 
