@@ -15,11 +15,24 @@ def _run(*words: str) -> str:
 
 
 def test_lists_every_system_with_and_without_the_word() -> None:
-    assert re.search(r"^biggan +adversarial +tiny32, cifar10", _run(), re.MULTILINE)
+    assert re.search(r"^biggan +adversarial +images +arXiv:1809.11096 +samples +tiny32, cifar10", _run(), re.MULTILINE)
     assert _run("list") == _run()
     listed = json.loads(_run("--json"))
     assert json.loads(_run("list", "--json")) == listed
-    assert {"biggan", "biggan-deep"} <= {s["name"] for s in listed}
+    by_name = {s["name"]: s for s in listed}
+    assert {"biggan", "biggan-deep"} <= set(by_name)
+    assert "bits_per_dim" in by_name["rbm"]["metrics"]
+    assert "bits_per_dim" not in by_name["biggan"]["metrics"]
+    assert by_name["rbm"]["modality"] == "binary images"
+    assert re.search(r"^rbm +energy +binary images +doi:\S+ +bits_per_dim +tiny8", _run(), re.MULTILINE)
+
+
+def test_show_names_the_stages_and_the_updates_of_all_of_them() -> None:
+    facts = json.loads(_run("show", "dbn", "--json"))
+    assert [s["kimg"] for s in facts["stages"]] == [200.0, None]
+    assert [u["network"] for u in facts["updates"]] == ["rbm1", "rbm2"]
+    assert "to the end" in _run("show", "dbn")
+    assert "STAGE" not in _run("show", "biggan")
 
 
 def test_show_as_json_has_the_numbers_of_the_preset() -> None:
@@ -44,6 +57,6 @@ def test_show_for_people_takes_the_first_preset() -> None:
 
 def test_unknown_names_are_refused_with_a_suggestion() -> None:
     with pytest.raises(SpecError, match="Did you mean 'biggan'"):
-        _run("show", "bigan")
+        _run("show", "bigga")
     with pytest.raises(SpecError, match="Did you mean 'cifar10'"):
         _run("show", "biggan", "--preset", "cifar1")

@@ -66,7 +66,7 @@ def test_cached_parameters_are_those_of_the_whole_network(fields: dict[str, Any]
     system = small(**fields)
     x = random_batch(system, 2).images
     whole = system.pixelcnn(x)
-    sampler = CachedSampler(system.pixelcnn, 2, system.config)
+    sampler = CachedSampler(system.pixelcnn, 2, system.config.resolution)
     side = system.config.resolution
     for row, column in itertools.product(range(side), repeat=2):
         pixel = (..., slice(row, row + 1), slice(column, column + 1))

@@ -118,6 +118,7 @@ def test_more_gibbs_steps_come_nearer_to_the_likelihoods_gradient() -> None:
 
 def test_persistent_chains_go_on_and_belong_to_slices() -> None:
     system = small(chains=8, gibbs_steps=1)
+    assert system.rbm.chains is not None
     start = system.rbm.chains.values.clone()
     assert set(start.unique().tolist()) == {0.0, 1.0}
     begin_update([system.rbm])

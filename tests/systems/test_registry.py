@@ -22,7 +22,7 @@ def test_finds_every_system_and_each_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("bigan", "tiny32"), r"system\.name: .*'bigan'.*Did you mean 'biggan'\? Known: biggan, "),
+        (("bigga", "tiny32"), r"system\.name: .*'bigga'.*Did you mean 'biggan'\? Known: bigan, "),
         (("biggan", "tiny23"), r"system\.preset: .*'tiny23'.*Did you mean 'tiny32'\?"),
         (("biggan", "tiny32", {"orthogonl": 1}), r"system\.config\.orthogonl: .*Did you mean 'orthogonal'\?"),
         (("biggan", "tiny32", {"classes": 0}), r"system\.config\.classes: .*greater than or equal to 1.*value 0"),

@@ -94,6 +94,6 @@ def test_what_is_no_snapshot_is_refused(tmp_path: Path) -> None:
     (directory / "snapshot.json").write_text(json.dumps({**info, "surprise": 1}))
     with pytest.raises(CheckpointError, match=r"not a snapshot .*surprise"):
         load_snapshot(directory)
-    (directory / "snapshot.json").write_text(json.dumps({**info, "system": "bigan"}))
+    (directory / "snapshot.json").write_text(json.dumps({**info, "system": "bigga"}))
     with pytest.raises(SpecError, match="Did you mean 'biggan'"):
         load_snapshot(directory)

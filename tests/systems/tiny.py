@@ -21,6 +21,8 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
         "generator_width": 4, "discriminator_width": 4, "latent_dim": 20, "shared_dim": 8, "r1_gamma": 0.1,
         "r1_interval": 2, "standing_passes": 2, "standing_batch": 4,
     },
+    "sngan": {"generator_width": 4, "discriminator_width": 4, "latent_dim": 8},
+    "sagan": {"generator_width": 8, "discriminator_width": 8, "latent_dim": 8},
     "biggan-deep": {
         "generator_width": 8, "discriminator_width": 8, "latent_dim": 8, "shared_dim": 8, "standing_passes": 2,
         "standing_batch": 4,
@@ -36,6 +38,24 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
     "wgan-gp": {"generator_width": 4, "critic_width": 4, "latent_dim": 8, "critic_steps": 2},
     "glow": {"steps": 1, "width": 8},
     "pixelcnnpp": {"width": 4, "components": 2},
+    "dbn": {
+        "hidden": (16, 8), "layer_kimg": (0.016, 0.016), "gibbs_steps": 2, "sampling_steps": 20, "ais_temperatures": 20,
+        "ais_chains": 10,
+    },
+    "dbm": {
+        "hidden": (16, 8), "pretrain_kimg": (0.016, 0.016), "chains": 8, "sampling_steps": 20, "ais_temperatures": 20,
+        "ais_chains": 10,
+    },
+    "vqvae": {
+        "width": 8, "residual_width": 4, "codes": 16, "code_dim": 4, "prior_width": 4, "autoencoder_kimg": 0.016,
+        "resolution": 16, "levels": 1, "classes": 3,
+    },
+    "progan": {
+        "latent_dim": 8, "channel_base": 64, "channel_max": 8, "resolution": 8, "fade_kimg": 0.016,
+        "stable_kimg": 0.016,
+    },
+    "infogan": {"noise_dim": 4, "width": 4, "hidden": 16, "q_hidden": 8},
+    "bigan": {"latent_dim": 4, "hidden": 16},
     "nvae": {
         "width": 4, "groups": (2, 1), "latent_channels": 2, "components": 2, "flows": 1, "kl_warmup_kimg": 0.02,
         "standing_passes": 2, "standing_batch": 4, "resolution": 16,
@@ -45,11 +65,15 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
 images, two iterations of the tests."""
 
 
+OTHER_PRESETS = {"sagan": "cifar10"}
+"""Systems whose small configuration is not made from their first `tiny` preset, or their first."""
+
+
 def tiny_arguments(name: str) -> tuple[str, str, dict[str, Any]]:
     """System, preset and fields of its small configuration."""
     presets = list(get(name).presets)
     tiny = [preset for preset in presets if preset.startswith("tiny")]
-    return name, (tiny or presets)[0], dict(SMALLER.get(name, {}))
+    return name, OTHER_PRESETS.get(name, (tiny or presets)[0]), dict(SMALLER.get(name, {}))
 
 
 def tiny_system(name: str, seed: int = 0, **more: Any) -> System:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,15 +25,47 @@ def _default(context: typer.Context, as_json: Json = False) -> None:
 
 @app.command("list")
 def list_systems(as_json: Json = False) -> None:
-    """List the generative systems and their presets; so does `bessemer systems` alone."""
+    """List the generative systems: family, paper, data, metrics and presets; so does `bessemer systems` alone."""
     from bessemer.cli.output import echo_json, table
     from bessemer.systems.registry import all_systems
 
     systems = all_systems().values()
     if as_json:
-        echo_json([{"name": s.name, "family": s.family, "paper": s.paper, "presets": list(s.presets)} for s in systems])
+        echo_json(
+            [
+                {
+                    "name": s.name,
+                    "family": s.family,
+                    "modality": s.modality,
+                    "paper": s.paper,
+                    "presets": list(s.presets),
+                    "metrics": _metrics(s),
+                }
+                for s in systems
+            ]
+        )
         return
-    table(("SYSTEM", "FAMILY", "PRESETS"), [(s.name, s.family, ", ".join(s.presets)) for s in systems])
+    rows = []
+    for s in systems:
+        likelihoods = ", ".join(name for name in _metrics(s) if name in _likelihoods())
+        found = re.search(r"(arXiv|doi):[^\s;,]+", s.paper)
+        paper = found.group() if found else ""
+        rows.append((s.name, s.family, s.modality, paper, likelihoods or "samples", ", ".join(s.presets)))
+    table(("SYSTEM", "FAMILY", "DATA", "PAPER", "METRICS", "PRESETS"), rows)
+
+
+def _likelihoods() -> list[str]:
+    from bessemer.evaluation.names import LIKELIHOODS
+
+    return list(LIKELIHOODS)
+
+
+def _metrics(system: type[System]) -> list[str]:
+    """Names of the metrics that evaluate a system: those of samples evaluate all, likelihoods those that have one."""
+    from bessemer.evaluation.names import METRICS
+    from bessemer.systems.contract import LikelihoodSystem
+
+    return [*(_likelihoods() if issubclass(system, LikelihoodSystem) else ()), *METRICS]
 
 
 @app.command()
@@ -63,9 +96,6 @@ def show(
 def _describe(system: System, preset: str) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from bessemer.evaluation.names import LIKELIHOODS, METRICS
-    from bessemer.systems.contract import Clock, LikelihoodSystem
-
     networks = {
         name: {
             "parameters": sum(p.numel() for p in network.parameters()),
@@ -81,7 +111,7 @@ def _describe(system: System, preset: str) -> dict[str, Any]:
             "interval": update.interval,
             "second_order": update.second_order,
         }
-        for update in system.updates(Clock(nimg=0, iteration=0))
+        for update in {u.name: u for u in system.every_update()}.values()
     ]
     return {
         "name": system.name,
@@ -94,7 +124,9 @@ def _describe(system: System, preset: str) -> dict[str, Any]:
         "sampled_networks": list(system.sampled_networks),
         "updates": updates,
         "optimizers": {name: asdict(defaults) for name, defaults in system.optimizers().items()},
-        "metrics": [*METRICS, *(LIKELIHOODS if isinstance(system, LikelihoodSystem) else ())],
+        "stages": [{"name": stage.name, "kimg": stage.kimg} for stage in system.stages()[:-1]]
+        + [{"name": system.stages()[-1].name, "kimg": None}],
+        "metrics": _metrics(type(system)),
     }
 
 
@@ -124,6 +156,10 @@ def _print(facts: dict[str, Any]) -> None:
             for u in facts["updates"]
         ],
     )
+    if len(facts["stages"]) > 1:
+        typer.echo()
+        lengths = [(s["name"], "to the end" if s["kimg"] is None else f"{s['kimg']:g}") for s in facts["stages"]]
+        table(("STAGE", "KIMG"), lengths)
     typer.echo()
     table(("FIELD", "VALUE"), [(k, _value(v)) for k, v in facts["config"].items()])
     typer.echo(f"\nMetrics: {', '.join(facts['metrics'])}")

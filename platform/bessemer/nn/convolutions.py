@@ -15,7 +15,15 @@ from bessemer.nn.precision import full_precision
 from bessemer.nn.resample import conv3x3_downsample, upsample_conv3x3
 from bessemer.nn.unset import Unset
 
-__all__ = ["Conv2d", "Linear", "ResamplingConv2d", "WNConv2d", "weight_normalised"]
+__all__ = [
+    "Conv2d",
+    "DoublingConv2d",
+    "HalvingConv2d",
+    "Linear",
+    "ResamplingConv2d",
+    "WNConv2d",
+    "weight_normalised",
+]
 
 
 def weight_normalised(direction: Tensor, log_gain: Tensor) -> Tensor:
@@ -63,6 +71,20 @@ class Conv2d(Unset, nn.Conv2d):
     def effective_weight(self) -> Tensor:
         """The weight that the input meets, [out, in/groups, k, k], with its gradient."""
         return self.direction()
+
+
+class HalvingConv2d(Unset, nn.Conv2d):
+    """A 4×4 convolution that halves height and width (DCGAN)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 4, 2, 1, bias=bias)
+
+
+class DoublingConv2d(Unset, nn.ConvTranspose2d):
+    """A transposed 4×4 convolution that doubles height and width (DCGAN)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 4, 2, 1, bias=bias)
 
 
 class WNConv2d(Conv2d):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.extractors import Extractor, get_extractor
@@ -89,12 +91,29 @@ def _drawing(build: Callable[[], System], count: int) -> int:
             with _two_passes(networks):
                 system.prepare_sampling(labels, generator("cpu", 0, "standing"))
             sampled.eval()  # the pass that was left had changed it
-            system.sample(labels, generator("cpu", 0, "sample"))
+            with suppress(_Enough), _Limit():
+                system.sample(labels, generator("cpu", 0, "sample"))
     return int(live.peak)
 
 
 class _Enough(Exception):  # noqa: N818  # nothing is wrong
-    """A layer is used for the third time."""
+    """A layer is used for the third time, or a chain goes on and on."""
+
+
+class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no types
+    """Ends what is inside after so many operations: more steps of a chain, or pixels, take the same memory again."""
+
+    def __init__(self, operations: int = 30_000) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._left = operations
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise _Enough
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

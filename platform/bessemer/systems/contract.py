@@ -105,9 +105,9 @@ class Batch:
             moved[name] = values.to(device, memory_format=layout)
         return Batch(None, self.labels.to(device), self.slice, self.slices, **moved)
 
-    def at(self, slice_index: int, slices: int) -> Batch:
-        """The batch as slice `slice_index` of `slices`."""
-        return Batch(None, self.labels, slice_index, slices, **{name: self[name] for name in self.names})
+    def as_slice(self, index: int, slices: int) -> Batch:
+        """The same samples as slice `index` of so many."""
+        return Batch(None, self.labels, index, slices, **{name: self[name] for name in self.names})
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,8 @@ class System(ABC):
     """Room of the taxonomy: adversarial, flow, energy, ..."""
     paper: ClassVar[str]
     """Citation: authors, title, venue, year, arXiv number."""
+    modality: ClassVar[str] = "images"
+    """What its data are, for people."""
     Config: ClassVar[type[SystemConfig]]
     """Configuration model."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]

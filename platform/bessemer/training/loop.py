@@ -205,7 +205,7 @@ class Trainer:
 
     def _on_device(self, batch: Batch, index: int) -> Batch:
         layout = torch.channels_last if self.job.training.channels_last else torch.contiguous_format
-        return batch.to(self.workers.device, layout).at(index, self.job.slices)
+        return batch.to(self.workers.device, layout).as_slice(index, self.job.slices)
 
     def _log(self) -> None:
         """Write the means since the last line to the journal, and go back if they are not finite."""

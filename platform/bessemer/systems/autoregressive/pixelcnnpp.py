@@ -21,7 +21,7 @@ from bessemer.nn.likelihoods import LogisticMixture, quantise
 from bessemer.systems.autoregressive.shifted import ShiftedConv2d, ShiftedDeconv2d, blank_map, put
 from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, Loss, OptimizerDefaults, SystemConfig, Update
 
-__all__ = ["PixelCNNPP", "PixelCNNPPConfig", "PixelCNNPPNetwork"]
+__all__ = ["CachedSampler", "PixelCNNPP", "PixelCNNPPConfig", "PixelCNNPPNetwork"]
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -102,12 +102,12 @@ class _Op:
 
 
 class PixelCNNPPNetwork(nn.Module):
-    """Images [N, C, H, W] -> parameters of the mixture for each pixel [N, P, H, W], each from earlier pixels alone."""
+    """Maps [N, inputs, H, W] -> parameters for each pixel [N, outputs, H, W], each from earlier pixels alone."""
 
-    def __init__(self, c: PixelCNNPPConfig) -> None:
+    def __init__(self, inputs: int, outputs: int, *, width: int, layers: int, dropout: float) -> None:
         super().__init__()
-        f, n, self.dropout = c.width, c.layers, c.dropout
-        inputs = c.channels + 1  # and ones, which tell where the image ends
+        f, n, self.dropout = width, layers, dropout
+        inputs += 1  # ones, which tell where the image ends
         self.first_u = ShiftedConv2d(inputs, f, DOWN)
         self.first_above, self.first_left = ShiftedConv2d(inputs, f, (1, 3)), ShiftedConv2d(inputs, f, (2, 1))
         self.u, self.ul = nn.ModuleList(), nn.ModuleList()
@@ -135,13 +135,21 @@ class PixelCNNPPNetwork(nn.Module):
             if level:
                 add("double", ShiftedDeconv2d(f, f, DOWN), ShiftedDeconv2d(f, f, RIGHT), level - 1)
         assert not kept
-        self.out = ShiftedConv2d(f, LogisticMixture.parameters_per_pixel(c.channels, c.components), (1, 1))
+        self.out = ShiftedConv2d(f, outputs, (1, 1))
 
-    def forward(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        """The parameters; `generator` draws what is dropped, in training."""
-        x = F.pad(images, (0, 0, 0, 0, 0, 1), value=1.0)
+    def forward(self, x: Tensor, generator: Generator | None = None, condition: Tensor | None = None) -> Tensor:
+        """The parameters.
+
+        Args:
+            x: what is drawn pixel by pixel.
+            generator: draws what is dropped, in training.
+            condition: [N, width, H, W] that each pixel sees where it is.
+        """
+        x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
         above, left = F.pad(x, (0, 0, 1, 0))[:, :, :-1], F.pad(x, (1, 0))[..., :-1]  # no pixel sees itself
         u, ul = [self.first_u(above)], [self.first_above(above) + self.first_left(left)]
+        if condition is not None:
+            ul[0] = ul[0] + condition
         for op in self.ops:
             if op.kind == "residual":
                 extra_u = None if op.skip is None else u[op.skip]
@@ -162,10 +170,11 @@ class CachedSampler:
     Ramachandran et al. 2017, arXiv:1704.06001).
     """
 
-    def __init__(self, network: PixelCNNPPNetwork, n: int, c: PixelCNNPPConfig) -> None:
-        self.net, self.c, like = network, c, network.out.weight.new_zeros(n)
-        side, f = c.resolution, c.width
-        self.above, self.left = (blank_map(like, c.channels + 1, side, side) for _ in range(2))
+    def __init__(self, network: PixelCNNPPNetwork, n: int, side: int, condition: Tensor | None = None) -> None:
+        self.net, self.side, self.condition = network, side, condition
+        f, inputs, *_ = network.first_u.weight.shape
+        like = network.out.weight.new_zeros(n)
+        self.above, self.left = (blank_map(like, inputs, side, side) for _ in range(2))
         ones = like.new_ones(n, 1, side, side)
         put(self.above[:, -1:], ones[:, :, 1:], 1, 0)
         put(self.left[:, -1:], ones[..., 1:], 0, 1)
@@ -203,6 +212,8 @@ class CachedSampler:
         else:
             first = net.first_above.at(self.above, W[net.first_above], row, start, stop)
             first = first + net.first_left.at(self.left, W[net.first_left], row, start, stop)
+            if self.condition is not None:
+                first = first + self.condition[:, :, row : row + 1, start:stop]
         put(maps[0], first, row, start)
         for number, op in enumerate(net.ops):
             level = op.level + (op.kind == "double")
@@ -228,14 +239,14 @@ class CachedSampler:
     def parameters(self, row: int, column: int) -> Tensor:
         """Parameters of the pixel that comes next in raster order, [N, P, 1, 1]."""
         if column == 0:
-            self._advance(row, 0, self.c.resolution, is_u=True)
+            self._advance(row, 0, self.side, is_u=True)
         self._advance(row, column, column + 1, is_u=False)
         ul = self.ul[-1][:, :, row + 1 : row + 2, column + 1 : column + 2]
         return F.conv2d(F.elu(ul), self.weights[self.net.out], self.net.out.bias)
 
     def set(self, pixel: Tensor, row: int, column: int) -> None:
         """Write a pixel [N, C, 1, 1], which later ones will see."""
-        last = self.c.resolution - 1
+        last = self.side - 1
         if row < last:
             put(self.above[:, :-1], pixel, row + 1, column)
         if column < last:
@@ -263,7 +274,13 @@ class PixelCNNPP(LikelihoodSystem):
 
     def __init__(self, config: PixelCNNPPConfig) -> None:
         self.config = config
-        self.pixelcnn = PixelCNNPPNetwork(config)
+        self.pixelcnn = PixelCNNPPNetwork(
+            config.channels,
+            LogisticMixture.parameters_per_pixel(config.channels, config.components),
+            width=config.width,
+            layers=config.layers,
+            dropout=config.dropout,
+        )
 
     def networks(self) -> dict[str, nn.Module]:
         return {"pixelcnn": self.pixelcnn}
@@ -301,7 +318,7 @@ class PixelCNNPP(LikelihoodSystem):
     def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:  # noqa: ARG002
         """Draw images pixel by pixel; nothing is truncated."""
         c = self.config
-        sampler = CachedSampler(self.pixelcnn, len(labels), c)
+        sampler = CachedSampler(self.pixelcnn, len(labels), c.resolution)
         images = torch.zeros(len(labels), c.channels, c.resolution, c.resolution, device=generator.device)
         for row in range(c.resolution):
             for column in range(c.resolution):

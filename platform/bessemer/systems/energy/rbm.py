@@ -20,7 +20,18 @@ from bessemer.nn.precision import full_precision
 from bessemer.nn.slice_memory import SliceMemory
 from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, Loss, OptimizerDefaults, SystemConfig, Update
 
-__all__ = ["RBM", "BinaryConfig", "RBMConfig", "RBMNetwork", "as_bits", "as_images", "log_partition"]
+__all__ = [
+    "RBM",
+    "BinaryConfig",
+    "LogZ",
+    "Machine",
+    "RBMConfig",
+    "RBMNetwork",
+    "as_bits",
+    "as_images",
+    "log_partition",
+    "protocol",
+]
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -79,24 +90,12 @@ def as_images(probabilities: Tensor, c: SystemConfig) -> Tensor:
     return probabilities.view(-1, c.channels, c.resolution, c.resolution).float().mul(2).sub(1)
 
 
-class RBMNetwork(nn.Module):
-    """p(v, h) ∝ exp(aᵀv + bᵀh + vᵀWh) over bits; W is [visible, hidden]."""
+class Machine:
+    """p(v, h) ∝ exp(aᵀv + bᵀh + vᵀWh) over bits, whatever holds W [visible, hidden], a and b."""
 
-    def __init__(self, visible: int, hidden: int, chains: int = 0) -> None:
-        super().__init__()
-        self.chains = SliceMemory(chains, (visible,))
-        """Persistent chains; visible units."""
-        self.W = nn.Parameter(torch.zeros(visible, hidden))
-        self.a = nn.Parameter(torch.zeros(visible))
-        self.b = nn.Parameter(torch.zeros(hidden))
-
-    @torch.no_grad()
-    def init_weights(self, generator: Generator) -> None:
-        """W ~ N(0, 0.01²), biases 0 (practical guide, section 8); chains begin anywhere."""
-        self.W.normal_(0, 0.01, generator=generator)
-        self.a.zero_()
-        self.b.zero_()
-        self.chains.values.copy_(draw_bits(torch.full_like(self.chains.values, 0.5), generator))
+    W: Tensor
+    a: Tensor
+    b: Tensor
 
     def free_energy(self, v: Tensor, beta: float = 1.0) -> Tensor:
         """F(v) = -aᵀv - Σ_j softplus(β(b_j + vᵀW_j)), [N]; p(v) = exp(-F(v))/Z. β < 1 weakens the hidden units."""
@@ -119,13 +118,39 @@ class RBMNetwork(nn.Module):
         return v
 
 
+class RBMNetwork(nn.Module, Machine):
+    """A machine whose W, a and b are learned, with the persistent chains that it is trained by, if any."""
+
+    def __init__(self, visible: int, hidden: int, chains: int = 0) -> None:
+        super().__init__()
+        self.chains = SliceMemory(chains, (visible,)) if chains else None
+        """Persistent chains; visible units."""
+        self.W = nn.Parameter(torch.zeros(visible, hidden))
+        self.a = nn.Parameter(torch.zeros(visible))
+        self.b = nn.Parameter(torch.zeros(hidden))
+
+    @torch.no_grad()
+    def init_weights(self, generator: Generator) -> None:
+        """W ~ N(0, 0.01²), biases 0 (practical guide, section 8); chains begin anywhere."""
+        self.W.normal_(0, 0.01, generator=generator)
+        self.a.zero_()
+        self.b.zero_()
+        if self.chains is not None:
+            self.chains.values.copy_(draw_bits(torch.full_like(self.chains.values, 0.5), generator))
+
+    @torch.no_grad()
+    def start_at(self, v: Tensor) -> None:
+        """Visible biases are the log odds of each bit of v [N, visible], with one bit of each kind (section 8.1)."""
+        self.a.copy_(torch.logit((v.sum(0) + 1) / (len(v) + 2)))
+
+
 def enumerate_states(units: int, like: Tensor) -> Tensor:
     """All states of so many bits, [2^units, units]."""
     return (torch.arange(2**units, device=like.device)[:, None] >> torch.arange(units, device=like.device)) & 1
 
 
 @torch.no_grad()
-def log_partition(rbm: RBMNetwork, temperatures: int, chains: int, generator: Generator) -> Tensor:
+def log_partition(rbm: Machine, temperatures: int, chains: int, generator: Generator) -> Tensor:
     """Log Z: a sum over the states of the hidden units where they are few, else annealed importance sampling.
 
     The chains go from the machine without hidden units, whose Z is known, to the machine itself, through
@@ -149,6 +174,28 @@ def log_partition(rbm: RBMNetwork, temperatures: int, chains: int, generator: Ge
     return log_z0 + torch.logsumexp(log_w, 0) - math.log(chains)
 
 
+class LogZ:
+    """Log Z of a machine, estimated once for its present weights, from its own seed: the same for all images."""
+
+    def __init__(self) -> None:
+        self._known: tuple[object, Tensor] | None = None
+
+    def of(self, machine: Machine, c: BinaryConfig) -> Tensor:
+        """A scalar, float64."""
+        weights = [(id(p), p._version) for p in (machine.W, machine.a, machine.b)]
+        if self._known is None or self._known[0] != weights:
+            draws = Generator(machine.W.device).manual_seed(0)
+            self._known = (weights, log_partition(machine, c.ais_temperatures, c.ais_chains, draws))
+        return self._known[1]
+
+
+def protocol(c: BinaryConfig, hidden: int, about: str = "") -> str:
+    """What a likelihood of this machine means."""
+    rule = "binarised by drawing" if c.binarise == "random" else "binarised at the middle"
+    exact = "exact log Z" if hidden <= _ENUMERABLE else f"AIS {c.ais_temperatures} x {c.ais_chains}"
+    return f"{rule}, {about}{exact}"
+
+
 class RBM(LikelihoodSystem):
     """Restricted Boltzmann machine of binary units: CD-k, PCD, and log-likelihoods by annealed importance sampling."""
 
@@ -160,6 +207,7 @@ class RBM(LikelihoodSystem):
         "to the Likelihood Gradient, ICML 2008, doi:10.1145/1390156.1390290; and R. Salakhutdinov, I. Murray: On the "
         "Quantitative Analysis of Deep Belief Networks, ICML 2008, doi:10.1145/1390156.1390266"
     )
+    modality: ClassVar[str] = "binary images"
     Config: ClassVar[type[SystemConfig]] = RBMConfig
     init_images: ClassVar[int] = 1000
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -174,7 +222,7 @@ class RBM(LikelihoodSystem):
     def __init__(self, config: RBMConfig) -> None:
         self.config = config
         self.rbm = RBMNetwork(config.pixels, config.hidden, config.chains)
-        self._log_z: tuple[object, Tensor] | None = None
+        self._log_z = LogZ()
 
     def networks(self) -> dict[str, nn.Module]:
         return {"rbm": self.rbm}
@@ -193,11 +241,9 @@ class RBM(LikelihoodSystem):
     def init_weights(self, generator: Generator) -> None:
         self.rbm.init_weights(generator)
 
-    @torch.no_grad()
     def init_from_data(self, batch: Batch, generator: Generator) -> None:
-        """Visible biases are the log odds of each pixel (practical guide, section 8.1), with one pixel of each kind."""
-        v = as_bits(batch.images, self.config.binarise, generator)
-        self.rbm.a.copy_(torch.logit((v.sum(0) + 1) / (len(v) + 2)))
+        """Begin with the mean image."""
+        self.rbm.start_at(as_bits(batch.images, self.config.binarise, generator))
 
     def loss(self, batch: Batch, generator: Generator) -> Loss:
         """E[F(v⁰)] - E[F(vᵏ)], vᵏ constant: its gradient is that of CD-k, ⟨vhᵀ⟩⁰ - ⟨vhᵀ⟩ᵏ with h summed out.
@@ -207,9 +253,9 @@ class RBM(LikelihoodSystem):
         c, rbm = self.config, self.rbm
         with full_precision(rbm.W):
             v0 = as_bits(batch.images, c.binarise, generator)
-            start = rbm.chains.read(batch.slice, batch.slices) if c.chains else v0
+            start = v0 if rbm.chains is None else rbm.chains.read(batch.slice, batch.slices)
             vk = rbm.gibbs(start, c.gibbs_steps, generator)
-            if c.chains:
+            if rbm.chains is not None:
                 rbm.chains.write(batch.slice, batch.slices, vk)
             data, model = rbm.free_energy(v0).mean(), rbm.free_energy(vk).mean()
             back = rbm.visible_given(rbm.hidden_given(v0))
@@ -230,10 +276,7 @@ class RBM(LikelihoodSystem):
 
     @property
     def likelihood_protocol(self) -> str:
-        c = self.config
-        rule = "binarised by drawing" if c.binarise == "random" else "binarised at the middle"
-        exact = "exact log Z" if c.hidden <= _ENUMERABLE else f"AIS {c.ais_temperatures} x {c.ais_chains}"
-        return f"{rule}, {exact}"
+        return protocol(self.config, self.config.hidden)
 
     @torch.no_grad()
     def log_likelihood(self, batch: Batch, generator: Generator, importance_samples: int = 1) -> Tensor:  # noqa: ARG002
@@ -241,10 +284,5 @@ class RBM(LikelihoodSystem):
         return -self.rbm.free_energy(v).double() - self.log_z()
 
     def log_z(self) -> Tensor:
-        """Log Z of the present weights; estimated once for them, from its own seed: the same for all images."""
-        c, W = self.config, self.rbm.W
-        weights = [(id(p), p._version) for p in self.rbm.parameters()]
-        if self._log_z is None or self._log_z[0] != weights:
-            draws = Generator(W.device).manual_seed(0)
-            self._log_z = (weights, log_partition(self.rbm, c.ais_temperatures, c.ais_chains, draws))
-        return self._log_z[1]
+        """Log Z of the present weights."""
+        return self._log_z.of(self.rbm, self.config)

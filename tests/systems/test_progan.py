@@ -1,0 +1,98 @@
+"""ProGAN: growing on the image clock, fading, sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.systems.tiny import random_batch
+
+from bessemer.nn.resample import upsample
+from bessemer.systems.adversarial.progan import Growth, ProGAN, pixel_norm, shrink
+from bessemer.systems.contract import Clock
+from bessemer.systems.registry import build
+
+
+def g(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def small(**fields: Any) -> ProGAN:
+    system = build("progan", "tiny16", {"latent_dim": 8, "channel_base": 64, "channel_max": 8, **fields})
+    assert isinstance(system, ProGAN)
+    system.init_weights(g())
+    for i, p in enumerate(system.discriminator.parameters()):
+        if p.ndim == 1:
+            p.data.normal_(generator=g(i))
+    return system
+
+
+def test_sizes_of_the_papers_model() -> None:
+    """Those that the authors' code prints for 1024 pixels."""
+    with torch.device("meta"):
+        system = build("progan", "celebahq1024")
+    sizes = {k: sum(p.numel() for p in n.parameters()) for k, n in system.networks().items()}
+    assert sizes == {"generator": 23_079_115, "discriminator": 23_087_249}
+
+
+def test_schedule_of_the_paper() -> None:
+    with torch.device("meta"):
+        system = build("progan", "celebahq1024")
+    assert isinstance(system, ProGAN)
+    assert [s.kimg for s in system.stages()[:3]] == [600, 1200, 1200]
+    assert [s.name for s in system.stages()][-1] == "1024 pixels"
+    found = [system.growth(Clock(kimg * 1000, 0)) for kimg in (0, 599, 600, 900, 1200, 1799, 1800, 9000, 20_000)]
+    assert [4 << f.level for f in found] == [4, 4, 8, 8, 8, 8, 16, 1024, 1024]
+    assert [f.alpha for f in found] == [1, 1, 0, 0.5, 1, 1, 0, 0, 1]
+    assert system.renewed(Clock(599_000, 1), Clock(600_000, 2)) == ("generator", "discriminator")
+    assert system.renewed(Clock(600_000, 2), Clock(601_000, 3)) == ()
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@torch.no_grad()
+def test_a_new_level_begins_as_the_old_one_enlarged(level: int) -> None:
+    system, z = small(), torch.randn(4, 8, generator=g(1))
+    old, start = system.generator(z, Growth(level - 1, 1.0)), system.generator(z, Growth(level, 0.0))
+    torch.testing.assert_close(start, upsample(old))
+    x = torch.randn(4, 1, 4 << level, 4 << level, generator=g(2))
+    scores = system.discriminator(x, Growth(level, 0.0))
+    torch.testing.assert_close(scores, system.discriminator(F.avg_pool2d(x, 2), Growth(level - 1, 1.0)))
+    half = system.generator(z, Growth(level, 0.5))
+    torch.testing.assert_close(half, (start + system.generator(z, Growth(level, 1.0))) / 2)
+
+
+def test_real_images_fade_like_generated_ones() -> None:
+    x = torch.randn(2, 1, 16, 16, generator=g())
+    assert torch.equal(shrink(x, Growth(2, 1.0)), x)
+    torch.testing.assert_close(shrink(x, Growth(2, 0.0)), upsample(F.avg_pool2d(x, 2)))
+    torch.testing.assert_close(shrink(x, Growth(0, 1.0)), F.avg_pool2d(x, 4))
+
+
+def test_samples_grow_and_keep_their_size() -> None:
+    system = small(fade_kimg=1.0, stable_kimg=1.0)
+    labels = torch.zeros(2, dtype=torch.int64)
+    for kimg, blocks in ((0.5, 4), (2.9, 2), (9.0, 1)):
+        system.after_iteration(Clock(round(kimg * 1000), 3))
+        images = system.sample(labels, g())
+        assert images.shape == (2, 1, 16, 16)
+        corners = images[:, :, ::blocks, ::blocks].repeat_interleave(blocks, 2).repeat_interleave(blocks, 3)
+        assert torch.equal(images, corners)
+    assert not torch.equal(images, upsample(images[:, :, ::2, ::2]))
+
+
+def test_pixel_norm_and_loss_by_hand() -> None:
+    x = torch.randn(3, 5, 2, 2, generator=g())
+    torch.testing.assert_close(pixel_norm(x).square().mean(1), torch.ones(3, 2, 2))
+    system, growth = small(drift=0.5), Growth(1, 0.3)
+    batch, draws = random_batch(system), g(4)
+    real = shrink(batch.images, growth)
+    fake = system.generator(torch.randn(4, 8, generator=draws), growth).detach()
+    e = torch.rand(4, 1, 1, 1, generator=draws)
+    between = (e * real + (1 - e) * fake).requires_grad_()
+    (gradient,) = torch.autograd.grad(system.discriminator(between, growth).sum(), between)
+    D = system.discriminator
+    expected = D(fake, growth).mean() - D(real, growth).mean() + 0.5 * D(real, growth).square().mean()
+    expected = expected + 10 * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    torch.testing.assert_close(system.discriminator_loss(batch, g(4), growth).value, expected)
