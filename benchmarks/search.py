@@ -130,7 +130,12 @@ def bookkeeping(root: Path, trials: int) -> dict[str, float]:
     write("ended", reason="all trials are over")
     (made.path / "search.jsonl").write_text("\n".join(lines) + "\n")
     seconds = {}
-    for name, words in (("status", ["status"]), ("importance", ["status", "--importance"]), ("report", ["report"])):
+    for name, words in (
+        ("status", ["status"]),
+        ("importance", ["status", "--importance"]),
+        ("first_report", ["report"]),
+        ("report", ["report"]),
+    ):
         began = time.perf_counter()
         subprocess.run(
             [sys.executable, "-m", "bessemer.cli", "search", words[0], str(made.path), *words[1:]],
@@ -160,6 +165,7 @@ def main() -> int:
         Ratio("wall_of_search_over_tune", seconds["ours"] / seconds["bare"], 1.1),
         Ratio("status_of_1000_trials_s", books["status"], 2.0),
         Ratio("importance_of_1000_trials_s", books["importance"]),
+        Ratio("first_report_of_1000_trials_s", books["first_report"]),
         Ratio("report_of_1000_trials_s", books["report"], 2.0),
     ]
     return finish(ratios, {"trials": trials, "wall": seconds, "overhead": overhead, "bookkeeping": books}, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 from bessemer.orchestration.search_points import points_of
 from bessemer.orchestration.search_population import Population, copies_at
 from bessemer.orchestration.search_schedulers import Clerk, NoisyAsha, scheduler_of
+from bessemer.orchestration.search_session import JournalSearcher
 from bessemer.spec.search import SearchSpec
 from bessemer.spec.space import Space
 from bessemer.tracking.search_journal import SearchJournal, read_search
@@ -187,7 +189,7 @@ def test_a_budget_ends_trials_at_their_next_rung(journal: SearchJournal, budget:
 def population(journal: SearchJournal, values: list[float], error: float = 0.0, name: str = "pbt") -> SearchSpec:
     search = spec(scheduler={"name": name}, budget={"trials": len(values)})
     for number in range(len(values)):
-        journal.write("trial", trial=number, point=Space(search.space).draw(__import__("random").Random(number)))
+        journal.write("trial", trial=number, point=Space(search.space).draw(Random(number)))
     for number, value in enumerate(values):
         fields = {"kimg": 1.0, "standard_error": error, "seconds": 1.0, "values": {}}
         journal.write("result", trial=number, rung=0, value=value, decision="pause", **fields)
@@ -260,6 +262,27 @@ def test_a_population_waits_for_all_of_it(journal: SearchJournal) -> None:
     assert clerk.choose_trial_to_run(controller) is trials[0]
     (copy,) = journal.table.exchanges[0]["copies"]
     assert (copy["trial"], copy["donor"]) == (2, 0)
+
+
+def test_a_resumed_population_is_handed_only_those_that_do_not_wait(journal: SearchJournal) -> None:
+    search = population(journal, [0.5, 0.1])
+    search = search.model_copy(update={"budget": search.budget.model_copy(update={"trials": 4})})
+    for number in (2, 3):
+        journal.write("trial", trial=number, point=Space(search.space).draw(Random(number)))
+    clerk = clerk_of(search, journal)
+    directory: Any = SimpleNamespace(search=search, base=None, path="somewhere")
+    searcher = JournalSearcher(directory, journal, points_of(search, journal.table), clerk)
+    assert [searcher.suggest(f"a{index}") for index in range(3)] == [
+        {"search": "somewhere", "trial": 2},
+        {"search": "somewhere", "trial": 3},
+        None,
+    ]
+    journal.write("exchange", rung=0, copies=[])
+    assert [searcher.suggest(f"b{index}") for index in range(3)] == [
+        {"search": "somewhere", "trial": 0},
+        {"search": "somewhere", "trial": 1},
+        JournalSearcher.FINISHED,
+    ]
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe", "gp"])

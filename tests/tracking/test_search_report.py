@@ -94,6 +94,11 @@ def test_a_report_has_numbers_and_pictures(tmp_path: Path) -> None:
     assert min(furthest, key=lambda row: row["device_hours"]) in front
     for a, b in itertools.permutations(front, 2):
         assert not (a["value"] <= b["value"] and a["device_hours"] <= b["device_hours"])
+    (tmp_path / "pareto.png").rename(tmp_path / "old.png")
+    assert write_report(tmp_path) == report
+    assert not (tmp_path / "pareto.png").exists(), "nothing happened since: nothing is drawn again"
+    journal.write("session", number=2)
+    assert write_report(tmp_path)["sessions"] == 1 + report["sessions"]
     for name in ("importance.png", "parallel.png", "pareto.png"):
         with Image.open(tmp_path / name) as picture:
             assert np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 3, name

@@ -38,12 +38,24 @@ class JournalSearcher(Searcher):
         self._exhausted = False
 
     def suggest(self, trial_id: str) -> Any:
-        number = self._left.pop(0) if self._left else self._new()
+        number = next((number for number in self._left if not self._waits(number)), None)
+        if number is not None:
+            self._left.remove(number)
+        else:
+            number = self._new()
         if number is None:
+            if self._left:
+                return None  # Tune asks again
             self._exhausted = True
             return Searcher.FINISHED
         self._numbers[trial_id] = number
         return {"search": str(self._directory.path), "trial": number}
+
+    def _waits(self, number: int) -> bool:
+        """Whether a trial of a population has to wait for the others. Tune would start at once what it is handed."""
+        table, rung = self._journal.table, self._journal.table.trials[number].rung
+        is_population = self._directory.search.scheduler.name in ("pbt", "pb2")
+        return is_population and rung > 0 and rung - 1 not in table.exchanges
 
     def _new(self) -> int | None:
         table, search = self._journal.table, self._directory.search

@@ -16,6 +16,7 @@ from bessemer.files import write_atomically
 from bessemer.spec.search import SearchSpec
 from bessemer.spec.search_load import load_search
 from bessemer.spec.space import Space
+from bessemer.tracking.files import read_json
 from bessemer.tracking.search_journal import SearchTable, Trial, read_search
 
 __all__ = ["Importance", "importance", "pareto_front", "rows", "search_report", "write_report"]
@@ -184,12 +185,18 @@ def search_report(directory: Path) -> dict[str, Any]:
 def write_report(directory: Path) -> dict[str, Any]:
     """Write report.json, and importance.png, parallel.png and pareto.png where they have something to show.
 
+    A report that is there already is returned as it is if nothing happened since: a search that ends writes one.
+
     Returns:
         What :func:`search_report` says.
     """
-    report = search_report(directory)
+    journal = directory / "search.jsonl"
+    said = journal.stat().st_size if journal.exists() else 0
+    known = read_json(directory / "report.json")
+    if known is not None and known.get("journal_bytes") == said:
+        return known
+    report = {**search_report(directory), "journal_bytes": said}
     text = json.dumps(report, indent=1, allow_nan=False, default=str) + "\n"
-    write_atomically(directory / "report.json", lambda file: file.write(text.encode()))
     from bessemer.tracking.search_figures import draw_importance, draw_parallel, draw_pareto
 
     search = load_search(directory / "search.yaml")
@@ -204,6 +211,7 @@ def write_report(directory: Path) -> dict[str, Any]:
         ]
         draw_parallel(directory / "parallel.png", list(space.dimensions), _ends(space), lines, report)
         draw_pareto(directory / "pareto.png", report)
+    write_atomically(directory / "report.json", lambda file: file.write(text.encode()))  # last: it stands for all
     return report
 
 
