@@ -21,7 +21,7 @@ from bessemer.evaluation.extractors import Extractor, get_extractor
 from bessemer.evaluation.images import RealImages
 from bessemer.evaluation.metrics import Gaussian
 from bessemer.evaluation.names import CLIP_KINDS, HELD_OUT_KINDS, KINDS, Metric, MetricKind, parse_metric
-from bessemer.evaluation.paths import evaluate_paths
+from bessemer.evaluation.paths import check_walkable, evaluate_paths
 from bessemer.evaluation.records import EvaluationRecord
 from bessemer.evaluation.reference import Reference, joined, reference_features, reference_hash
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, allocate_labels, draw_chunk, prepare, sampling_mode, to_uint8
@@ -103,6 +103,8 @@ def evaluate_system(
     started = time.perf_counter()
     _check_counts(samples, len(dataset))
     walked, compared = ([name for name in metrics if parse_metric(name).is_path is paths] for paths in (True, False))
+    for name in walked:  # before the long work of the other metrics
+        check_walkable(system, name)
     plan = _plan(compared, device, samples, real)
     if not metrics:
         return []

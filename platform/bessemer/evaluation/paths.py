@@ -77,11 +77,9 @@ def evaluate_paths(
         One record per metric on the first worker, nothing on the others.
 
     Raises:
-        EvaluationError: there is nothing to walk along, an extractor is missing, or images are not finite.
+        EvaluationError: an extractor is missing, or images are not finite.
     """
     started = time.perf_counter()
-    for name in metrics:
-        check_walkable(system, name)
     wanted = {name: _Walk.of(parse_metric(name), device) for name in metrics}
     own: dict[str, list[NDArray[np.float64]]] = {name: [np.empty((0, 1))] for name in metrics}
     for space, full in dict.fromkeys((walk.space, walk.full) for walk in wanted.values()):

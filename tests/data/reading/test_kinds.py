@@ -252,6 +252,25 @@ def test_domains_have_orders_and_epochs_of_their_own(tmp_path: Path, draw: Draw,
         pack(tmp_path / "source" / "trainA", tmp_path / "one", kind="domains")
 
 
+def test_equal_domains_are_not_drawn_in_step(tmp_path: Path, draw: Draw, encode: Encode) -> None:
+    for folder, first in (("a", 0), ("b", 100)):
+        (tmp_path / "source" / folder).mkdir(parents=True)
+        for number in range(16):
+            (tmp_path / "source" / folder / f"{number:02d}.png").write_bytes(encode(draw(first + number)))
+    pack(tmp_path / "source", tmp_path / "set", kind="domains")
+    names = [{draw(first + n).tobytes(): n for n in range(16)} for first in (0, 100)]
+    with ShardedDataset.open(tmp_path / "set") as dataset:
+        reader = stream(dataset, [0, 1])
+        drawn: list[list[int]] = [[], []]
+        for batch in (batch for step in range(8) for batch in reader.batch(8 * step)):
+            for side, field in enumerate(("images", "others")):
+                pixels = ((batch[field] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+                drawn[side] += [names[side][one.tobytes()] for one in pixels]
+        reader.close()
+    assert sorted(drawn[0]) == sorted(drawn[1]) == sorted(4 * list(range(16)))
+    assert len(set(zip(*drawn, strict=True))) > 32  # 16 if an image met the same one in each of four epochs
+
+
 # Clips
 
 
