@@ -126,6 +126,7 @@ def test_kernel_distance_equals_clean_fid_where_subsets_are_everything() -> None
 
 
 def test_distances_equal_torch_fidelity() -> None:
+    import_cleanfid("fid")  # mends torchvision
     import torch
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric

@@ -4,6 +4,7 @@ import torch
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation import neighbours
+from bessemer.evaluation.cleanfid_import import import_cleanfid
 from bessemer.evaluation.neighbours import density_coverage, nearest, precision_recall, squared_distances, suspicious
 
 
@@ -37,6 +38,7 @@ def test_precision_and_recall_are_those_of_the_paper(n: int, m: int, d: int, k: 
 
 
 def test_precision_and_recall_equal_torch_fidelity() -> None:
+    import_cleanfid("fid")  # mends torchvision
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     x, y = features(150, 8, 2, 0.4), features(200, 8, 3)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bessemer.errors import EvaluationError
+from bessemer.evaluation.cleanfid_import import import_cleanfid
 from bessemer.evaluation.score import Head, class_probabilities, inception_score
 
 
@@ -38,6 +39,7 @@ def test_score_is_that_of_the_paper() -> None:
 
 
 def test_score_equals_torch_fidelity() -> None:
+    import_cleanfid("fid")  # mends torchvision
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     logits = torch.randn(200, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3

@@ -59,7 +59,7 @@ def test_runs_that_cannot_be_written_are_refused_first(job: Path, tmp_path: Path
     [
         ("data.path=nowhere", "bessemer data pack"),
         ("data.path=ROOT/digits16", r"resolution.*expects 32.*has 16.*--size 32"),
-        ("system.name=bigan", r"system\.name.*'bigan'.*Did you mean 'biggan'"),
+        ("system.name=bigga", r"system\.name.*'bigga'.*Did you mean 'biggan'"),
         ("system.preset=tiny", r"system\.preset.*'tiny'.*tiny32"),
         ("system.config.latent_dims=3", r"system\.config\.latent_dims.*latent_dim"),
         ("system.config.latent_dim=81", r"latent_dim 81 must be a multiple"),
