@@ -163,7 +163,7 @@ def main() -> None:
                 if setting == "plain":
                     check_other_stages(trainer, root)
                 if setting == "channels last":
-                    images = trainer._on_device(real_slice(0, 0)).images
+                    images = trainer._on_device(real_slice(0, 0), 0).images
                     assert images.is_contiguous(memory_format=torch.channels_last)
                     assert not images.is_contiguous()
                 results |= {f"{setting}/{stage}/{k}": v for k, v in final_state(trainer).items()}
