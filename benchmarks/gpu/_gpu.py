@@ -36,7 +36,7 @@ __all__ = ["Bench", "Flagship", "GpuOptions", "Timer", "flagships", "gpu_options
 NO_GPU = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GpuOptions(Options):
     """The command line that all benchmarks for GPUs share."""
 
@@ -61,7 +61,7 @@ def gpu_options(description: str | None, parser: argparse.ArgumentParser | None 
         name = Path(sys.argv[0]).name
         print(f"{name}: needs an NVIDIA GPU, and PyTorch finds none ({built}); nothing was measured.", file=sys.stderr)
         sys.exit(NO_GPU)
-    return GpuOptions(found.quick, found.out, torch.device(found.device))
+    return GpuOptions(found.quick, found.out, device=torch.device(found.device))
 
 
 @dataclass(frozen=True)
