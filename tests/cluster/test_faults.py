@@ -13,9 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.cluster.netns import Hosts, losses, network_hosts, resumptions, wait_for_images, wait_for_workers
-from tests.orchestration.processes import images_seen, torchrun
+from tests.orchestration.processes import digits_job, images_seen, torchrun
 
-from bessemer.data.packing.pack import pack
 from bessemer.tracking.journal import read_journal
 
 pytestmark = [pytest.mark.cluster]
@@ -37,11 +36,7 @@ resources: {workers: 3, min_workers: 2, placement: spread}
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("faults")
-    pack("digits", root / "digits", size=32, mode="RGB", limit=20)
-    path = root / "job.yaml"
-    path.write_text(JOB.replace("DATA", str(root / "digits")))
-    return path
+    return digits_job(tmp_path_factory.mktemp("faults"), JOB)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.cluster.netns import Hosts, losses, network_hosts, resumptions, wait_for_images, wait_for_workers
-from tests.orchestration.processes import torchrun
+from tests.orchestration.processes import digits_job, torchrun
 
-from bessemer.data.packing.pack import pack
 from bessemer.tracking.journal import read_journal
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
@@ -37,11 +36,7 @@ END = "kimg-000000.600"
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("hosts")
-    pack("digits", root / "digits", size=32, mode="RGB", limit=20)
-    path = root / "job.yaml"
-    path.write_text(JOB.replace("DATA", str(root / "digits")))
-    return path
+    return digits_job(tmp_path_factory.mktemp("hosts"), JOB)
 
 
 @pytest.fixture(scope="module")

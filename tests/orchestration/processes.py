@@ -10,9 +10,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bessemer.data.packing.pack import pack
 from bessemer.tracking.journal import read_journal
 
-__all__ = ["bessemer", "images_seen", "torchrun", "wait_for", "worker_pid"]
+__all__ = ["bessemer", "digits_job", "images_seen", "torchrun", "wait_for", "worker_pid"]
+
+
+def digits_job(root: Path, text: str) -> Path:
+    """A job file at `root` whose data set, DATA in its text, is 200 digits."""
+    pack("digits", root / "digits", size=32, mode="RGB", limit=20)
+    path = root / "job.yaml"
+    path.write_text(text.replace("DATA", str(root / "digits")))
+    return path
 
 
 def torchrun(job: Path, run: Path, workers: int = 2, *more: str) -> subprocess.Popen[str]:

@@ -12,9 +12,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.orchestration.processes import bessemer, images_seen, torchrun, wait_for, worker_pid
+from tests.orchestration.processes import bessemer, digits_job, images_seen, torchrun, wait_for, worker_pid
 
-from bessemer.data.packing.pack import pack
 from bessemer.tracking.journal import read_journal
 from bessemer.tracking.runs import load_run
 
@@ -37,11 +36,7 @@ END = "kimg-000001.200"
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("kill")
-    pack("digits", root / "digits", size=32, mode="RGB", limit=20)
-    path = root / "job.yaml"
-    path.write_text(JOB.replace("DATA", str(root / "digits")))
-    return path
+    return digits_job(tmp_path_factory.mktemp("kill"), JOB)
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.orchestration.processes import images_seen
+from tests.orchestration.processes import digits_job, images_seen
 
-from bessemer.data.packing.pack import pack
 from bessemer.errors import BessemerError, MachineError, SpecError
 from bessemer.orchestration.dashboard import dashboard_url
 from bessemer.orchestration.submission import check_before_sending
@@ -48,11 +47,7 @@ CLUSTER = Path(__file__).resolve().parents[2] / "cluster" / "local" / "cluster"
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sent")
-    pack("digits", root / "digits", size=32, mode="RGB", limit=20)
-    path = root / "job.yaml"
-    path.write_text(JOB.replace("DATA", str(root / "digits")))
-    return path
+    return digits_job(tmp_path_factory.mktemp("sent"), JOB)
 
 
 def test_a_job_is_made_fit_to_travel(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-__all__ = ["gradient_penalty"]
+__all__ = ["gradient_penalty", "interpolated_penalty"]
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, target: float = 1.0) -> Tensor:
@@ -25,3 +25,17 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, target: floa
     norms = (gradient.float().flatten(1).square().sum(1) + 1e-12).sqrt()
     # The zero term lets parameters that the gradient does not depend on take part, as all workers must.
     return (norms - target).square().mean() + 0 * scores.mean()
+
+
+def interpolated_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, generator: Generator
+) -> Tensor:
+    """:func:`gradient_penalty` at a random point between each real image and a generated one (algorithm 1, line 6).
+
+    Args:
+        critic: x -> scores [N].
+        real, fake: [N, C, H, W].
+        generator: source of the points, one number for each pair.
+    """
+    epsilon = torch.rand(len(real), 1, 1, 1, generator=generator, device=generator.device).to(real.dtype)
+    return gradient_penalty(critic, torch.lerp(fake, real, epsilon))

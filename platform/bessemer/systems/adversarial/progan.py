@@ -17,11 +17,12 @@ from torch import Generator, Tensor, nn
 
 from bessemer.nn.equalised import EqualisedConv2d, EqualisedLinear, Initialised
 from bessemer.nn.latents import normal_latents
-from bessemer.nn.penalties import gradient_penalty
+from bessemer.nn.penalties import interpolated_penalty
 from bessemer.nn.resample import upsample
 from bessemer.nn.values import has_values
 from bessemer.systems.adversarial.stylegan2_networks import minibatch_deviation
-from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, Stage, System, SystemConfig, Update
+from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, Stage, SystemConfig, Update
+from bessemer.systems.latent import LatentSystem
 
 __all__ = ["Growth", "ProGAN", "ProGANConfig", "ProGANDiscriminator", "ProGANGenerator", "pixel_norm"]
 
@@ -160,7 +161,7 @@ def shrink(images: Tensor, growth: Growth) -> Tensor:
     return small
 
 
-class ProGAN(System):
+class ProGAN(LatentSystem):
     """Progressively growing GAN with WGAN-GP loss, equalised learning rate and pixelwise normalisation."""
 
     name: ClassVar[str] = "progan"
@@ -227,8 +228,7 @@ class ProGAN(System):
         c, x = self.config, shrink(batch.images, growth)
         with torch.no_grad():
             fakes = self.generator(normal_latents((len(x), c.latent_dim), generator), growth).to(x.dtype)
-        epsilon = torch.rand(len(x), 1, 1, 1, generator=generator, device=generator.device).to(x.dtype)
-        penalty = gradient_penalty(lambda x: self.discriminator(x, growth), torch.lerp(fakes, x, epsilon))
+        penalty = interpolated_penalty(lambda x: self.discriminator(x, growth), x, fakes, generator)
         # Two passes: each standard deviation over the minibatch must be of real or of generated images.
         real, fake = self.discriminator(x, growth), self.discriminator(fakes, growth)
         value = fake.mean() - real.mean() + c.penalty * penalty + c.drift * real.square().mean()
@@ -244,16 +244,6 @@ class ProGAN(System):
     @property
     def sampled_networks(self) -> tuple[str, ...]:
         return ("generator",)
-
-    @torch.no_grad()
-    def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:
-        """Draw images; `truncation` t redraws the entries of z beyond ±t."""
-        z = normal_latents((len(labels), self.config.latent_dim), generator, truncation)
-        return self.generate({"latents": z}, labels)
-
-    @property
-    def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {"latents": (self.config.latent_dim,)}
 
     def generate(self, latents: Mapping[str, Tensor], labels: Tensor, truncation: float | None = None) -> Tensor:  # noqa: ARG002
         """Images at the resolution that has been reached, enlarged pixel by pixel to the final one."""

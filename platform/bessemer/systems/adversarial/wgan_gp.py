@@ -17,9 +17,10 @@ from bessemer.nn.convolutions import Conv2d, Linear
 from bessemer.nn.init import init_weights
 from bessemer.nn.latents import normal_latents
 from bessemer.nn.norm import AffineBatchNorm
-from bessemer.nn.penalties import gradient_penalty
+from bessemer.nn.penalties import interpolated_penalty
 from bessemer.nn.resample import upsample
-from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, System, SystemConfig, Update
+from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.latent import LatentSystem
 
 __all__ = ["WGANGP", "WGANGPConfig", "WGANGPCritic", "WGANGPGenerator"]
 
@@ -119,7 +120,7 @@ class WGANGPCritic(nn.Module):
         return scores
 
 
-class WGANGP(System):
+class WGANGP(LatentSystem):
     """Wasserstein GAN with a penalty on the norm of the critic's gradient."""
 
     name: ClassVar[str] = "wgan-gp"
@@ -164,8 +165,7 @@ class WGANGP(System):
         x = batch.images
         with torch.no_grad():
             fakes = self.generator(normal_latents((len(x), self.config.latent_dim), generator)).to(x.dtype)
-        epsilon = torch.rand(len(x), 1, 1, 1, generator=generator, device=generator.device).to(x.dtype)
-        penalty = gradient_penalty(self.critic, torch.lerp(fakes, x, epsilon))
+        penalty = interpolated_penalty(self.critic, x, fakes, generator)
         real, fake = self.critic(x).mean(), self.critic(fakes).mean()
         value = fake - real + self.config.penalty * penalty
         scalars = {"scores/real": real, "scores/fake": fake, "wasserstein": real - fake, "penalty/gradient": penalty}
@@ -179,16 +179,6 @@ class WGANGP(System):
     @property
     def sampled_networks(self) -> tuple[str, ...]:
         return ("generator",)
-
-    @torch.no_grad()
-    def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:
-        """Draw images; `truncation` t redraws the entries of z beyond ±t."""
-        z = normal_latents((len(labels), self.config.latent_dim), generator, truncation)
-        return self.generate({"latents": z}, labels)
-
-    @property
-    def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {"latents": (self.config.latent_dim,)}
 
     def generate(self, latents: Mapping[str, Tensor], labels: Tensor, truncation: float | None = None) -> Tensor:  # noqa: ARG002
         images: Tensor = self.generator(latents["latents"])

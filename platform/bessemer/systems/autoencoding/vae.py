@@ -20,11 +20,11 @@ from bessemer.nn.binary import Binarisation, binarise
 from bessemer.nn.convolutions import Conv2d, Linear
 from bessemer.nn.dequantise import dequantise, log_volume
 from bessemer.nn.init import init_weights
-from bessemer.nn.latents import normal_latents
 from bessemer.nn.likelihoods import Bernoulli
 from bessemer.nn.normal import Normal
 from bessemer.nn.resample import upsample
 from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.latent import LatentSystem
 
 __all__ = ["VAE", "VAEConfig", "VAENetwork"]
 
@@ -116,7 +116,7 @@ class VAENetwork(nn.Module):
         return out.float()
 
 
-class VAE(LikelihoodSystem):
+class VAE(LatentSystem, LikelihoodSystem):
     """Variational auto-encoder with a normal posterior, also as β-VAE and with a controlled capacity."""
 
     name: ClassVar[str] = "vae"
@@ -196,17 +196,8 @@ class VAE(LikelihoodSystem):
     def sampled_networks(self) -> tuple[str, ...]:
         return ("vae",)
 
-    @torch.no_grad()
-    def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:
-        """The mean of p(x | z), z ~ N(0, I); `truncation` t redraws the entries of z beyond ±t."""
-        z = normal_latents((len(labels), self.config.latent_dim), generator, truncation)
-        return self.generate({"latents": z}, labels)
-
-    @property
-    def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {"latents": (self.config.latent_dim,)}
-
     def generate(self, latents: Mapping[str, Tensor], labels: Tensor, truncation: float | None = None) -> Tensor:  # noqa: ARG002
+        """The mean of p(x | z)."""
         parameters = self.vae(latents["latents"])
         return Bernoulli(parameters).mean() if self.config.output == "bernoulli" else parameters.clamp(-1, 1)
 

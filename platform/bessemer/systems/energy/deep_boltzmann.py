@@ -29,7 +29,7 @@ from bessemer.systems.contract import (
     SystemConfig,
     Update,
 )
-from bessemer.systems.energy.rbm import BinaryConfig, Machine, as_bits, as_images, log_partition, protocol
+from bessemer.systems.energy.rbm import BinaryConfig, LogZ, Machine, as_bits, as_images, protocol
 
 __all__ = ["DBM", "DBMConfig", "DBMNetwork"]
 
@@ -131,7 +131,7 @@ class DBM(LikelihoodSystem):
     def __init__(self, config: DBMConfig) -> None:
         self.config = config
         self.dbm = DBMNetwork(config.pixels, *config.hidden, config.chains)
-        self._log_z: tuple[object, Tensor] | None = None
+        self._log_z = LogZ()
 
     def networks(self) -> dict[str, nn.Module]:
         return {"dbm": self.dbm}
@@ -238,8 +238,4 @@ class DBM(LikelihoodSystem):
     @torch.no_grad()
     def log_z(self) -> Tensor:
         """Log Z of the present weights; estimated once for them, from its own seed."""
-        c, weights = self.config, [(id(p), p._version) for p in self.dbm.parameters()]
-        if self._log_z is None or self._log_z[0] != weights:
-            draws = Generator(self.dbm.a.device).manual_seed(0)
-            self._log_z = (weights, log_partition(self.dbm.view(), c.ais_temperatures, c.ais_chains, draws))
-        return self._log_z[1]
+        return self._log_z.of(self.dbm.view(), self.config, self.dbm.parameters())

@@ -7,7 +7,7 @@ Murray (2008), whose settings are those of the presets.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -180,9 +180,9 @@ class LogZ:
     def __init__(self) -> None:
         self._known: tuple[object, Tensor] | None = None
 
-    def of(self, machine: Machine, c: BinaryConfig) -> Tensor:
-        """A scalar, float64."""
-        weights = [(id(p), p._version) for p in (machine.W, machine.a, machine.b)]
+    def of(self, machine: Machine, c: BinaryConfig, parameters: Iterable[Tensor] = ()) -> Tensor:
+        """A scalar, float64; `parameters` are those that a machine is computed from, if W, a and b are none."""
+        weights = [(id(p), p._version) for p in (*parameters,) or (machine.W, machine.a, machine.b)]
         if self._known is None or self._known[0] != weights:
             draws = Generator(machine.W.device).manual_seed(0)
             self._known = (weights, log_partition(machine, c.ais_temperatures, c.ais_chains, draws))
