@@ -117,7 +117,7 @@ class VAENetwork(nn.Module):
 
 
 class VAE(LatentSystem, LikelihoodSystem):
-    """Variational auto-encoder with a normal posterior, also as β-VAE and with a controlled capacity. Images are the mean of p(x | z)."""
+    """Variational auto-encoder, also as β-VAE and with a controlled capacity; images are the mean of p(x | z)."""
 
     name: ClassVar[str] = "vae"
     family: ClassVar[str] = "autoencoding"
