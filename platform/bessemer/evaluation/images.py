@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bessemer.data.reading.dataset import ShardedDataset
-from bessemer.data.reading.decode import decode, read_header
-from bessemer.data.sources.source import Entry, Source, open_source
+from bessemer.data.reading.decode import decode
+from bessemer.data.sources.source import Source, open_source
 from bessemer.errors import DataError
 
 __all__ = ["ImageFiles", "RealImages", "open_images", "read_in_groups"]
@@ -56,12 +57,21 @@ class ImageFiles:
         self._source = source
         index = {name: number for number, name in enumerate(source.classes)}
         self.labels = np.array([index[entry.class_name] for entry in source.entries], dtype=np.int64)
+        self._digests: dict[int, bytes] = {}  # of the contents, noted when they are read: files are read once
+
+    @cached_property
+    def manifest(self) -> _Manifest:
+        """Hash and classes; reads what has not been read yet.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
         digest = hashlib.sha256()
-        for entry in source.entries:
-            content = self._content(entry)
-            plain = content if isinstance(content, bytes) else f"{content.shape}".encode() + content.tobytes()
-            digest.update(f"{entry.class_name}/{entry.key}\n".encode() + hashlib.sha256(plain).digest())
-        self.manifest = _Manifest(digest.hexdigest(), tuple(source.classes))
+        for number, entry in enumerate(self._source.entries):
+            if number not in self._digests:
+                self._content(number)
+            digest.update(f"{entry.class_name}/{entry.key}\n".encode() + self._digests[number])
+        return _Manifest(digest.hexdigest(), tuple(self._source.classes))
 
     def __len__(self) -> int:
         return len(self._source.entries)
@@ -97,15 +107,20 @@ class ImageFiles:
         """Path of an image below the folder."""
         return str(self._source.entries[number].path)
 
-    def _content(self, entry: Entry) -> bytes | NDArray[np.uint8]:
+    def _content(self, number: int) -> bytes | NDArray[np.uint8]:
         """An image file, or the pixels of a source that holds arrays."""
+        entry = self._source.entries[number]
         try:
-            return self._source.files.read(entry.path)
+            content = self._source.files.read(entry.path)
         except ValueError as e:
             raise self._damaged(str(entry.path), e) from None
+        if number not in self._digests:
+            plain = content if isinstance(content, bytes) else f"{content.shape}".encode() + content.tobytes()
+            self._digests[number] = hashlib.sha256(plain).digest()
+        return content
 
     def _pixels(self, number: int) -> NDArray[np.uint8]:
-        content = self._content(self._source.entries[number])
+        content = self._content(number)
         if isinstance(content, bytes):
             content = self._decoded(number, content)
         return np.ascontiguousarray(content[None] if content.ndim == 2 else content.transpose(2, 0, 1))
@@ -113,7 +128,7 @@ class ImageFiles:
     def _decoded(self, number: int, data: bytes) -> NDArray[np.uint8]:
         """[H, W] or [H, W, 3]."""
         try:
-            image = decode(data, read_header(data))
+            image = decode(data)
         except ValueError as e:
             raise self._damaged(self.name(number), e) from None
         if image.mode not in ("L", "RGB"):
