@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from tests.systems.tiny import random_batch, tiny_arguments, tiny_system
 from torch import Tensor
@@ -19,9 +20,10 @@ from bessemer.training.ema import ShardedEma
 from bessemer.training.engine import build_engines
 from bessemer.training.loop import Trainer, owned_slices
 
-__all__ = ["ITERATIONS", "train_every_system"]
+__all__ = ["FLAGSHIPS", "ITERATIONS", "train_every_system", "train_flagships_in_double"]
 
 BATCH, SLICE, ITERATIONS = 8, 4, 7
+FLAGSHIPS = ("biggan", "biggan-deep", "stylegan2", "nvae")
 
 
 class Stream:
@@ -34,8 +36,10 @@ class Stream:
         return [random_batch(self.system, SLICE, nimg, index) for index in self.slices]
 
 
-def trainer_of(name: str, workers: Workers, folder: Path, optimizers: dict[str, Any]) -> Trainer:
-    """A trainer of the small system, at the start."""
+def trainer_of(
+    name: str, workers: Workers, folder: Path, optimizers: dict[str, Any], *, batch: int = BATCH, zero_stage: int = 1
+) -> Trainer:
+    """A trainer of the small system, at the start; one worker has nothing to shard."""
     system = tiny_system(name)
     job = JobSpec.model_validate(
         {
@@ -45,9 +49,9 @@ def trainer_of(name: str, workers: Workers, folder: Path, optimizers: dict[str, 
             "data": {"path": "."},
             "training": {
                 "total_kimg": 1,
-                "batch_size": BATCH,
+                "batch_size": batch,
                 "slice_size": SLICE,
-                "zero_stage": min(1, workers.size - 1),
+                "zero_stage": zero_stage if workers.size > 1 else 0,
                 "optimizers": dict.fromkeys(system.networks(), optimizers) if optimizers else {},
             },
             "ema": {"half_life_kimg": 0.05, "rampup": None},
@@ -60,7 +64,7 @@ def trainer_of(name: str, workers: Workers, folder: Path, optimizers: dict[str, 
     emas = {n: ShardedEma(engines[n], job.ema, workers) for n in system.sampled_networks}
     stream = Stream(system, owned_slices(job.slices, workers.rank, workers.size))
     store = CheckpointStore(folder, job.checkpoint, workers)
-    identity = Identity(name, {}, job.seed, BATCH, SLICE, "")
+    identity = Identity(name, {}, job.seed, batch, SLICE, "")
     write, evaluate = (lambda *a, **k: None), (lambda clock, state: None)
     return Trainer(job, system, engines, emas, stream, store, identity, workers, write, evaluate)
 
@@ -104,4 +108,29 @@ def train_every_system(out: Path) -> None:
                 again._iteration()
             state |= state_of(again, "resumed")
             assert again.system.state_dict() == trainer.system.state_dict()
+        save_file(state, out.with_suffix(f".{workers.rank}.safetensors"))
+
+
+def train_flagships_in_double(out: Path) -> None:
+    """Three iterations of each flagship in float64 by its paper's optimizers, two slices a worker or four.
+
+    Written are the state at the `start` and at the `end`.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    torch.set_default_dtype(torch.float64)  # weights, buffers, images and all that is drawn
+    dtypes = [*get_accelerator().supported_dtypes(), torch.float64]  # of gradients that DeepSpeed sums over workers
+    get_accelerator().supported_dtypes = lambda: dtypes
+    state: dict[str, Tensor] = {}
+    with join_workers() as workers:
+        init_deepspeed(workers.device)
+        for name in FLAGSHIPS:
+            # ZeRO's partitions are float32 whatever the weights are.
+            trainer = trainer_of(name, workers, out.parent / name, {}, batch=4 * SLICE, zero_stage=0)
+            for engine in trainer.engines.values():
+                engine._engine.communication_data_type = torch.float64  # which its configuration cannot name
+            state |= state_of(trainer, "start")
+            for _ in range(3):
+                trainer._iteration()
+            state |= state_of(trainer, "end")
         save_file(state, out.with_suffix(f".{workers.rank}.safetensors"))

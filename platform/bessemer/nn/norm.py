@@ -107,7 +107,7 @@ class BatchNorm(UpdateStateLayer):
         Means and variances of equal slices are put together as in Chan, Golub and LeVeque 1979: a sum of squares would
         lose the variance of channels whose mean is large.
         """
-        of_slice = x.float()
+        of_slice = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(of_slice, (0, 2, 3), unbiased=False)
         means, variances = gather_rows(torch.cat([mean, var]), rank, size).chunk(2, dim=1)
         mean = means.mean(0)

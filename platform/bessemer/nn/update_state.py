@@ -54,12 +54,12 @@ class UpdateState:
         """Sum all pending tensors, and those in `also`, over the workers, in place and in one flat call.
 
         Args:
-            all_reduce: sums a 1-D float32 tensor over the workers in place.
+            all_reduce: sums a 1-D tensor over the workers in place; float64 if a tensor is, else float32.
             also: tensors of any shape that share the call.
         """
         tensors = [*self.pending(), *also]
         if tensors:
-            flat = torch.cat([t.reshape(-1).float() for t in tensors])
+            flat = torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in tensors])
             all_reduce(flat)
             for tensor, total in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
                 tensor.copy_(total.view_as(tensor))

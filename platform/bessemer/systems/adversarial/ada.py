@@ -39,12 +39,12 @@ class _Draws:
         self.n, self.p, self._generator = n, p, generator
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """[n], float32."""
+        """[n]."""
         r = torch.rand(self.n, generator=self._generator, device=self._generator.device)
         return r * (high - low) + low
 
     def normal(self) -> Tensor:
-        """[n], float32."""
+        """[n]."""
         return torch.randn(self.n, generator=self._generator, device=self._generator.device)
 
     def fires(self, value: Tensor, identity: float, p: Tensor | None = None) -> Tensor:
@@ -90,7 +90,7 @@ def geometry_matrices(n: int, p: Tensor, width: int, height: int, generator: Gen
     d = _Draws(n, p, generator)
     # G turns an input into an output, G = T_k…T_1; the inverse is T_1⁻¹…T_k⁻¹, so each step multiplies from the right.
     # Pixel blitting: flip, turn by quarters, shift by whole pixels.
-    flip = d.fires(1 - 2 * (d.uniform() < 0.5).float(), 1)
+    flip = d.fires(torch.where(d.uniform() < 0.5, -1.0, 1.0), 1)
     inverse = _scaling(flip, torch.ones_like(flip))
     quarters = d.fires((d.uniform() * 4).floor(), 0)
     inverse = inverse @ _rotation(-math.pi / 2 * quarters)
