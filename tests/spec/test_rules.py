@@ -198,6 +198,16 @@ def test_a_run_outlasts_its_warm_up() -> None:
     assert "training.lr_schedule.warmup_kimg: 10 is not less than training.total_kimg 10" in text
 
 
+def test_rates_fall_between_the_warm_up_and_the_end() -> None:
+    schedule = {"warmup_kimg": 10, "decay": "linear", "decay_from_kimg": 10}
+    job(training={"lr_schedule": schedule})
+    assert "decay_from_kimg: 10 has no effect" in broken(training={"lr_schedule": {**schedule, "decay": "none"}})
+    for wrong in (9, 1000):
+        text = broken(training={"lr_schedule": {**schedule, "decay_from_kimg": wrong}})
+        assert f"decay_from_kimg: {wrong} does not lie between the end of the warm-up (10)" in text
+        assert "training.total_kimg (1000)" in text
+
+
 def test_likelihoods_are_metrics_without_an_extractor() -> None:
     evaluation = {"metrics": ["bits_per_dim"], "held_out": "y", "importance_samples": 10}
     assert job(evaluation=evaluation).evaluation.held_out == "y"

@@ -15,6 +15,7 @@ from bessemer.spec.load import load_job
 from bessemer.systems.contract import Clock, System
 from bessemer.systems.registry import all_systems, build
 from bessemer.training.checks import check_training
+from bessemer.training.schedule import lr_factor
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
@@ -102,3 +103,21 @@ def test_imagenet_batches_are_made_of_slices(path: Path) -> None:
     assert job.slices > 1
     system = _system(path)
     assert [u.repeats for u in system.updates(Clock(0, 0))] == [2, 1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("biggan-*imagenet*.yaml")), ids=lambda path: path.stem)
+def test_learning_rates_of_biggan_are_the_papers(path: Path) -> None:
+    """Appendix C: 5e-5 in G and 2e-4 in D, but 2.5e-5 in both networks of BigGAN-deep at 256 and 512 pixels."""
+    rates = {name: optimizer.lr for name, optimizer in _system(path).optimizers().items()}
+    large_and_deep = re.fullmatch(r"biggan-deep-imagenet(256|512)", path.stem)
+    assert rates == dict(
+        zip(("generator", "discriminator"), (2.5e-5, 2.5e-5) if large_and_deep else (5e-5, 2e-4), strict=True)
+    )
+    assert load_job(path).training.lr_schedule.decay == "none"
+
+
+def test_the_rate_of_sngan_falls_in_the_last_50_000_of_450_000_steps() -> None:
+    training = load_job(ROOT / "jobs" / "sngan-imagenet128.yaml").training
+    images = 5 * training.batch_size  # of one step of the generator
+    steps = [lr_factor(training, step * images) for step in (0, 400_000, 425_000, 450_000)]
+    assert steps == pytest.approx([1, 1, 0.5, 0])

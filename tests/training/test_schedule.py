@@ -38,6 +38,13 @@ def test_decay_from_the_warm_up_to_the_end(decay: str, middle: float) -> None:
     assert [lr_factor(spec, n) for n in (2000, 6000, 10_000, 12_000)] == pytest.approx([1, middle, 0.1, 0.1])
 
 
+def test_decay_may_wait() -> None:
+    """SNGAN: the full rate for 400,000 of 450,000 steps."""
+    schedule = {"warmup_kimg": 1, "decay": "linear", "decay_from_kimg": 8}
+    spec = training(lr_schedule=schedule)
+    assert [lr_factor(spec, n) for n in (400, 1000, 8000, 8500, 9900)] == pytest.approx([0.5, 1, 1, 0.75, 0.05])
+
+
 def test_cosine_starts_and_ends_flat() -> None:
     """At a third of the way cos(π/3) = 1/2, so three quarters are left; linear decay leaves two thirds."""
     cosine, linear = (training(total_kimg=3, lr_schedule={"decay": d}) for d in ("cosine", "linear"))

@@ -104,7 +104,9 @@ class LrScheduleSpec(Section):
     warmup_kimg: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """They rise linearly from zero until then."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How they fall between the end of the warm-up and `training.total_kimg`."""
+    """How they fall until `training.total_kimg`."""
+    decay_from_kimg: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Where they begin to fall; at the end of the warm-up when unset."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the full learning rate that is left at the end of the decay."""
 

@@ -14,7 +14,7 @@ from bessemer.errors import StoreError
 from bessemer.stores.opening import open_store
 
 if TYPE_CHECKING:
-    from bessemer.spec.job import JobSpec
+    from bessemer.spec.job import JobSpec, LrScheduleSpec
 
 __all__ = ["check_job"]
 
@@ -182,6 +182,7 @@ def _rate_rules(job: JobSpec) -> Iterator[str]:
             f"training.lr_schedule.warmup_kimg: {warmup:g} is not less than training.total_kimg "
             f"{training.total_kimg:g}, so the run would end before its warm-up; lower it."
         )
+    yield from _decay_rules(training.lr_schedule, training.total_kimg)
     if training.lr_scaling != "none" and training.lr_reference_batch is None:
         yield (
             f"training.lr_reference_batch: is not set, but training.lr_scaling {training.lr_scaling} multiplies "
@@ -192,6 +193,21 @@ def _rate_rules(job: JobSpec) -> Iterator[str]:
         yield (
             f"training.lr_reference_batch: {training.lr_reference_batch} has no effect while training.lr_scaling is "
             "none; set training.lr_scaling to linear or sqrt, or remove the field."
+        )
+
+
+def _decay_rules(schedule: LrScheduleSpec, total_kimg: float) -> Iterator[str]:
+    if (start := schedule.decay_from_kimg) is None:
+        return
+    if schedule.decay == "none":
+        yield (
+            f"training.lr_schedule.decay_from_kimg: {start:g} has no effect while training.lr_schedule.decay is none; "
+            "set that to linear or cosine, or remove the field."
+        )
+    if not schedule.warmup_kimg <= start < total_kimg:
+        yield (
+            f"training.lr_schedule.decay_from_kimg: {start:g} does not lie between the end of the warm-up "
+            f"({schedule.warmup_kimg:g}) and training.total_kimg ({total_kimg:g}); move it there, or remove it."
         )
 
 

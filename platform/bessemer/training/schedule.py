@@ -13,8 +13,8 @@ def lr_factor(training: TrainingSpec, nimg: int) -> float:
     """What every network's learning rate is multiplied by in the step that starts at image `nimg`.
 
     The product of three: the batch-size rule (linear: Goyal et al. 2017, arXiv:1706.02677; sqrt: Krizhevsky 2014,
-    arXiv:1404.5997), the linear warm-up, which ends at 1, and the decay between its end and ``total_kimg``
-    (cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5 without restarts).
+    arXiv:1404.5997), the linear warm-up, which ends at 1, and the decay from its end, or ``decay_from_kimg``, to
+    ``total_kimg`` (cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5 without restarts).
     """
     schedule, total = training.lr_schedule, training.total_kimg * 1000
     warmup = schedule.warmup_kimg * 1000
@@ -27,7 +27,8 @@ def lr_factor(training: TrainingSpec, nimg: int) -> float:
     if (seen := nimg + training.batch_size) < warmup:
         factor *= seen / warmup
     elif schedule.decay != "none":
-        progress = min(max(nimg - warmup, 0) / (total - warmup), 1.0)
+        start = warmup if schedule.decay_from_kimg is None else schedule.decay_from_kimg * 1000
+        progress = min(max(nimg - start, 0) / (total - start), 1.0)
         left = 1 - progress if schedule.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
         factor *= schedule.final + (1 - schedule.final) * left
     return factor

@@ -13,6 +13,8 @@ from bessemer.systems.adversarial.biggan import BigGAN
 
 __all__ = ["SNGAN"]
 
+# Adam's numbers and the steps of D are the paper's (appendix B.2); initial weights and images per step of G are those
+# of the authors' code.
 _SNGAN = {
     "generator_width": 64, "latent_dim": 128, "shared_dim": 0, "hierarchical": False, "generator_spectral": False,
     "generator_attention": (), "discriminator_attention": (), "init": "xavier", "sn_eps": 1e-8, "adam_eps": 1e-8,
