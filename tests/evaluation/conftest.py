@@ -108,6 +108,9 @@ class MemoryData:
         self.reads += len(ids)
         return self.images[ids]
 
+    def read_fields(self, ids: NDArray[np.int64]) -> dict[str, NDArray[np.uint8]]:
+        return {"images": self.read(ids)}
+
 
 @pytest.fixture
 def toy() -> Callable[..., ToySystem]:

@@ -21,11 +21,11 @@ def test_rows_are_classes() -> None:
 def test_grid_is_the_same_at_every_time_and_each_row_has_its_class(toy, channels: int) -> None:
     system = toy(channels=channels)
     system.painter.train()
-    grid = sample_grid(system, [1, 1, 1], 3, seed=5)
+    grid = sample_grid(system, [1, 1, 1], 3, seed=5).picture
     assert grid.shape == (48, 48, channels)
     assert grid.dtype == np.uint8
-    assert np.array_equal(grid, sample_grid(system, [1, 1, 1], 3, seed=5))
-    assert not np.array_equal(grid, sample_grid(system, [1, 1, 1], 3, seed=6))
+    assert np.array_equal(grid, sample_grid(system, [1, 1, 1], 3, seed=5).picture)
+    assert not np.array_equal(grid, sample_grid(system, [1, 1, 1], 3, seed=6).picture)
     assert system.painter.training
     rows = grid.reshape(3, -1).mean(1)
     assert (np.diff(rows) > 5).all()  # the toy's colours rise with the class
@@ -34,11 +34,11 @@ def test_grid_is_the_same_at_every_time_and_each_row_has_its_class(toy, channels
 
 def test_one_class_and_truncation(toy) -> None:
     system = toy()
-    own = sample_grid(system, [1, 1, 1], 3, seed=5, label=2)
-    mixed = sample_grid(system, [1, 1, 1], 3, seed=5)
+    own = sample_grid(system, [1, 1, 1], 3, seed=5, label=2).picture
+    mixed = sample_grid(system, [1, 1, 1], 3, seed=5).picture
     assert np.array_equal(own[32:], mixed[32:])  # same latents, and row 2 is class 2 in both
     assert not np.array_equal(own[:32], mixed[:32])
-    assert sample_grid(system, [1, 1, 1], 3, seed=5, truncation=0.1).std() < mixed.std()
+    assert sample_grid(system, [1, 1, 1], 3, seed=5, truncation=0.1).picture.std() < mixed.std()
 
 
 def test_tile_lays_images_out_row_by_row() -> None:

@@ -141,10 +141,10 @@ def test_bfloat16_keeps_losses_and_gradients_finite(name: str) -> None:
 @every_system
 def test_samples(name: str) -> None:
     system = tiny_system(name)
-    c, labels = system.config, torch.arange(3) % system.config.classes
+    labels = torch.arange(3) % system.config.classes
     with sampling_mode(system):
         images, same, other = (system.sample(labels, g("sample", seed)) for seed in (1, 1, 2))
-    assert images.shape == (3, c.channels, c.resolution, c.resolution)
+    assert images.shape == (3, *system.sample_shape)
     assert images.dtype == torch.float32
     assert images.abs().max() <= 1
     assert not images.requires_grad

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from bessemer.nn.likelihoods import quantise
 from bessemer.systems.contract import Batch, System
@@ -87,9 +88,18 @@ def tiny_system(name: str, seed: int = 0, **more: Any) -> System:
 
 
 def random_batch(system: System, n: int = 4, *purpose: int, slice: int = 0, slices: int = 1) -> Batch:  # noqa: A002
-    """Smooth random images of 8 bits and random labels."""
-    c, g = system.config, generator("cpu", 0, "random batch", *purpose)
-    side = math.ceil(c.resolution / 4)
-    coarse = F.interpolate(torch.randn(n, c.channels, side, side, generator=g), c.resolution, mode="bilinear")
-    images = quantise((coarse + 0.1 * torch.randn(coarse.shape, generator=g)).clamp(-1, 1), 8)
-    return Batch(images, torch.randint(c.classes, (n,), generator=g), slice, slices)
+    """Smooth random pictures of 8 bits or sounds of 16 in each field that the system takes, and random labels."""
+    g = generator("cpu", 0, "random batch", *purpose)
+    fields = {name: _smooth((n, *shape), g) for name, shape in system.batch_shapes.items()}
+    labels = torch.randint(system.config.classes, (n,), generator=g)
+    return Batch(None, labels, slice, slices, **fields)
+
+
+def _smooth(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
+    if len(shape) == 2:  # of sound or bits
+        wave = torch.randn(shape, generator=g).cumsum(1) / 4
+        return (torch.sin(wave) * 32767).round() / 32768
+    *frames, channels, side, _ = shape
+    coarse = torch.randn(math.prod(frames), channels, math.ceil(side / 4), math.ceil(side / 4), generator=g)
+    fine = F.interpolate(coarse, side, mode="bilinear")
+    return quantise((fine + 0.1 * torch.randn(fine.shape, generator=g)).clamp(-1, 1), 8).view(shape)

@@ -1,4 +1,4 @@
-"""`bessemer sample`: a grid of images from a run's snapshot, at one truncation or several, or of mixed styles."""
+"""`bessemer sample`: a sheet of samples from a run's snapshot, at one truncation or several, or of mixed styles."""
 
 from __future__ import annotations
 
@@ -38,8 +38,13 @@ def numbers(text: str, option: str) -> list[int]:
 
 def sample(
     run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")] = Path("grid.png"),
-    rows: Annotated[int, typer.Option(min=1, max=64, help="Rows and columns; one class per row.")] = 8,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="PNG file to write; clips also go into a GIF beside it, sound into a WAV file."
+        ),
+    ] = Path("grid.png"),
+    rows: Annotated[int, typer.Option(min=1, max=64, help="Rows, one class in each; images have as many columns.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the latents.")] = 0,
     truncation: Annotated[
         list[float] | None,
@@ -64,7 +69,7 @@ def sample(
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: a GPU if there is one.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was drawn, and where it is, as JSON.")] = False,
 ) -> None:
-    """Draw a grid of images with the averaged weights. The same seed gives the same latents at every snapshot."""
+    """Draw a sheet of samples with the averaged weights. The same seed gives the same latents at every snapshot."""
     from bessemer.orchestration.run_directory import RunDirectory
 
     layers = None if mix is None else numbers(mix, "--mix")
@@ -75,38 +80,39 @@ def sample(
 
     import torch
 
+    from bessemer.data.fields import NOUNS
     from bessemer.errors import MachineError
-    from bessemer.evaluation.grid import sample_grid, save_png, truncation_sheet
+    from bessemer.evaluation.grid import Sheet, sample_grid, truncation_sheet
     from bessemer.systems.snapshot import load_snapshot, read_snapshot_info
 
     label = None if class_name is None else class_index(read_snapshot_info(place), class_name)
     system, info = load_snapshot(place, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     one = truncations[0] if truncations else None
     if layers is not None:
-        grid, shape = _mixed(system, rows, seed, layers, label or 0, one), f"{rows + 1} x {rows + 1}"
+        sheet = Sheet({"images": _mixed(system, rows, seed, layers, label or 0, one)}, rows + 1)
     elif len(truncations) > 1:
-        grid = truncation_sheet(system, info.class_counts, rows, truncations, seed, label=label)
-        shape = f"{len(truncations)} x {rows}"
+        sheet = truncation_sheet(system, info.class_counts, rows, truncations, seed, label=label)
     else:
-        grid, shape = sample_grid(system, info.class_counts, rows, seed, one, label=label), f"{rows} x {rows}"
+        sheet = sample_grid(system, info.class_counts, rows, seed, one, label=label)
     try:
-        save_png(out, grid)
+        written = sheet.save(out)
     except OSError as e:
         raise MachineError(f"{out}: cannot be written ({e.strerror}); choose another place with --out.") from None
     if json:
         from bessemer.cli.output import echo_json
 
-        facts = {"file": out, "rows": rows, "nimg": info.nimg, "weights_sha256": info.weights_sha256}
+        facts = {"file": out, "files": written, "rows": rows, "nimg": info.nimg, "weights_sha256": info.weights_sha256}
         echo_json({**facts, "seed": seed, "truncation": truncations, "mixed_layers": layers, "class": class_name})
     else:
-        typer.echo(f"{out}: {shape} images at {info.nimg / 1000:g} kimg")
+        (field, samples), names = next(iter(sheet.fields.items())), " and ".join(map(str, written))
+        shape = f"{len(samples) // sheet.columns} x {sheet.columns}"
+        typer.echo(f"{names}: {shape} {NOUNS.get(field, 'images')} at {info.nimg / 1000:g} kimg")
 
 
 def _mixed(
     system: System, rows: int, seed: int, layers: list[int], label: int, truncation: float | None
 ) -> NDArray[np.uint8]:
-    """Grid of :func:`~bessemer.systems.adversarial.stylegan2_latents.mix_styles`, as pixels."""
-    from bessemer.evaluation.grid import tile
+    """Images of :func:`~bessemer.systems.adversarial.stylegan2_latents.mix_styles`, row by row, as pixels."""
     from bessemer.evaluation.sampling import to_uint8
     from bessemer.systems.adversarial.stylegan2 import StyleGAN2
     from bessemer.systems.adversarial.stylegan2_latents import mix_styles
@@ -122,4 +128,5 @@ def _mixed(
     device = next(system.generator.parameters()).device
     draws = generator(device, seed, "mix")
     images = mix_styles(system, rows, rows, layers, draws, label=label, truncation=truncation)
-    return tile(to_uint8(images.flatten(0, 1)).cpu().numpy(), rows + 1)
+    pixels: NDArray[np.uint8] = to_uint8(images.flatten(0, 1)).cpu().numpy()
+    return pixels

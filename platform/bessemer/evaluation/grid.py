@@ -1,26 +1,81 @@
-"""Grids of samples: the same latents at every point of a run, so that grids over time show learning alone."""
+"""Sheets of samples: the same latents at every point of a run, so that sheets over time show learning alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from bessemer.evaluation.sampling import prepare, sampling_mode, to_uint8
+from bessemer.data.fields import wave_file
+from bessemer.data.pictures import pictures
+from bessemer.evaluation.sampling import prepare, sampling_mode, to_stored
 from bessemer.files import write_atomically
 from bessemer.systems.contract import System
 from bessemer.training.rng import generator
 
-__all__ = ["row_labels", "sample_grid", "save_png", "tile", "truncation_sheet"]
+__all__ = ["Sheet", "columns_of", "row_labels", "sample_grid", "save_png", "tile", "truncation_sheet"]
 
 
 def row_labels(classes: int, rows: int) -> NDArray[np.int64]:
     """Class of each row of a grid: all classes in turn, or an even choice where there are more classes than rows."""
     row = np.arange(rows, dtype=np.int64)
     return row % max(classes, 1) if classes <= rows else row * classes // rows
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Samples in rows: a picture of them all, and for clips and sound also what plays."""
+
+    fields: Mapping[str, NDArray[Any]]
+    """Name -> [N, ...] as a data set stores it; the parts of a sample are shown side by side."""
+    columns: int
+    """Samples in a row."""
+    rate: int | None = None
+    """Samples of sound per second."""
+
+    @property
+    def picture(self) -> NDArray[np.uint8]:
+        """[H, W, C] pixels. The frames of a clip stand in a row, sound is drawn as waveform and spectrogram."""
+        return tile(pictures(self.fields), self.columns)
+
+    def save(self, path: Path) -> list[Path]:
+        """Write the picture as a PNG, and beside it clips as an animated GIF, or sound as a WAV file.
+
+        Returns:
+            What was written, the picture first.
+        """
+        save_png(path, self.picture)
+        written = [path]
+        if "clips" in self.fields:
+            written.append(path.with_suffix(".gif"))
+            _save_gif(written[-1], self.fields["clips"])
+        if "audio" in self.fields:
+            assert self.rate is not None
+            written.append(path.with_suffix(".wav"))
+            pause = np.zeros((len(self.fields["audio"]), self.rate // 4), dtype=np.int16)
+            one_by_one = np.concatenate([self.fields["audio"], pause], axis=1).reshape(-1)
+            data = wave_file(one_by_one, self.rate)
+            write_atomically(written[-1], lambda f: f.write(data))
+        return written
+
+
+def columns_of(shapes: Mapping[str, Sequence[int]], rows: int) -> int:
+    """Samples in a row of a sheet of so many rows, so that it is about as wide as high; at least one.
+
+    Args:
+        shapes: field -> shape of one sample.
+        rows: of the sheet.
+    """
+    blank = {name: np.zeros((1, *shape), np.int16 if name == "audio" else np.uint8) for name, shape in shapes.items()}
+    *_, height, width = pictures(blank).shape
+    return max(1, rows * int(height) * len(shapes) // int(width))
 
 
 def sample_grid(
@@ -32,31 +87,28 @@ def sample_grid(
     *,
     label: int | None = None,
     renew: bool = True,
-) -> NDArray[np.uint8]:
-    """Draw `rows` x `rows` samples, one class per row.
+) -> Sheet:
+    """Draw rows of samples, one class per row: as many in each as there are rows, or fewer where they are wide.
 
     Args:
         system: with the weights to sample, on any device; the mode of its modules is restored.
         class_counts: training images of each class.
-        rows: rows and columns.
+        rows: of the grid.
         seed: seed of the latents; each row has its own, whatever the number of rows.
         truncation: truncation of the latents; ``None`` for none.
         label: the one class to draw, instead of all.
         renew: renew standing statistics first; not needed right after an evaluation with the same truncation.
-
-    Returns:
-        [rows * H, rows * W, C] pixels.
     """
     device = next(system.networks()[system.sampled_networks[0]].parameters()).device
     if renew:
         prepare(system, class_counts, seed=seed, truncation=truncation, device=device)
     classes = row_labels(len(class_counts), rows) if label is None else np.full(rows, label)
-    drawn = []
+    columns, drawn = columns_of({system.sample_field: system.sample_shape}, rows), []
     with torch.no_grad(), sampling_mode(system):
         for row, own in enumerate(classes):
-            labels = torch.full((rows,), int(own), dtype=torch.int64, device=device)
-            drawn.append(to_uint8(system.sample(labels, generator(device, seed, "grid", row), truncation)))
-    return tile(torch.cat(drawn).cpu().numpy(), rows)
+            labels = torch.full((columns,), int(own), dtype=torch.int64, device=device)
+            drawn.append(system.sample(labels, generator(device, seed, "grid", row), truncation))
+    return _sheet(system, torch.cat(drawn), columns)
 
 
 def truncation_sheet(
@@ -67,7 +119,7 @@ def truncation_sheet(
     seed: int = 0,
     *,
     label: int | None = None,
-) -> NDArray[np.uint8]:
+) -> Sheet:
     """The same latents at several truncations, one row for each: what truncation gives and takes.
 
     Args:
@@ -77,9 +129,6 @@ def truncation_sheet(
         truncations: from the top downwards; standing statistics are renewed for each.
         seed: seed of the latents.
         label: the one class to draw, instead of all.
-
-    Returns:
-        [rows * H, columns * W, C] pixels.
     """
     device = next(system.networks()[system.sampled_networks[0]].parameters()).device
     own = row_labels(len(class_counts), columns) if label is None else np.full(columns, label)
@@ -87,8 +136,13 @@ def truncation_sheet(
     for truncation in truncations:
         prepare(system, class_counts, seed=seed, truncation=truncation, device=device)
         with torch.no_grad(), sampling_mode(system):
-            drawn.append(to_uint8(system.sample(labels, generator(device, seed, "sheet"), truncation)))
-    return tile(torch.cat(drawn).cpu().numpy(), columns)
+            drawn.append(system.sample(labels, generator(device, seed, "sheet"), truncation))
+    return _sheet(system, torch.cat(drawn), columns)
+
+
+def _sheet(system: System, samples: Tensor, columns: int) -> Sheet:
+    stored = to_stored(system.sample_field, samples).cpu().numpy()
+    return Sheet({system.sample_field: stored}, columns, getattr(system.config, "rate", None))
 
 
 def tile(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
@@ -108,3 +162,17 @@ def save_png(path: Path, array: NDArray[np.uint8]) -> None:
     image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda f: image.save(f, format="PNG"))
+
+
+def _save_gif(path: Path, clips: NDArray[np.uint8], per_second: int = 10) -> None:
+    """Write clips [N, T, C, H, W] side by side in a square, over and over."""
+    from PIL import Image
+
+    columns = math.ceil(math.sqrt(len(clips)))
+    moments = [tile(clips[:, t], columns) for t in range(clips.shape[1])]
+    first, *others = (Image.fromarray(m[:, :, 0] if m.shape[2] == 1 else m) for m in moments)
+    duration = 1000 // per_second
+    write_atomically(
+        path,
+        lambda f: first.save(f, format="GIF", save_all=True, append_images=others, duration=duration, loop=0),
+    )

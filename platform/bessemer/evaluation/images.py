@@ -88,6 +88,10 @@ class ImageFiles:
             raise DataError(f"{self._source.name}: its images differ in size ({sizes}); take one size at a time.")
         return groups[0][1]
 
+    def read_fields(self, ids: NDArray[np.int64]) -> dict[str, NDArray[np.uint8]]:
+        """The same by the name of the only field."""
+        return {"images": self.read(ids)}
+
     def read_groups(self, ids: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Positions in `ids`, and the images there as [N, C, H, W]: one pair for each shape.
 

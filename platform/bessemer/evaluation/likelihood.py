@@ -1,6 +1,6 @@
-"""Likelihoods: how probable real images are under a system, in bits per dimension.
+"""Likelihoods: how probable real images or sounds are under a system, in bits per dimension.
 
-Images are dealt to workers in chunks, and each chunk has its own random generator, so the value is the same on any
+Samples are dealt to workers in chunks, and each chunk has its own random generator, so the value is the same on any
 number of workers. BatchNorm statistics are those of training: this must come before a system prepares for sampling.
 """
 
@@ -10,15 +10,15 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from bessemer.data.reading.batches import as_numbers
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.reference import reference_ids
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, sampling_mode
@@ -36,11 +36,11 @@ class LikelihoodRecord:
     metric: str
     """A key of :data:`bessemer.evaluation.names.LIKELIHOODS`."""
     value: float
-    """Mean over the images; lower is better. Where the system has a bound only, the truth may be lower."""
+    """Mean over the samples; lower is better. Where the system has a bound only, the truth may be lower."""
     standard_error: float
-    """Standard error of `value`, over images."""
+    """Standard error of `value`, over samples."""
     samples: int
-    """Images whose likelihood was taken."""
+    """Images, or pieces of sound, whose likelihood was taken."""
     importance_samples: int
     """Draws of the latents per image."""
     reference_hash: str
@@ -74,7 +74,7 @@ def evaluate_likelihood(
     group: Group = ALONE,
     progress: Progress | None = None,
 ) -> list[LikelihoodRecord]:
-    """Bits per dimension of real images. Called by all workers together.
+    """Bits per dimension of real samples: per colour value, or per sample of sound. Called by all workers together.
 
     Args:
         system: with the weights to judge on `device`.
@@ -92,8 +92,8 @@ def evaluate_likelihood(
         One record per metric on the first worker, nothing on the others.
 
     Raises:
-        EvaluationError: the system has no likelihood, or it is not finite.
-        DataError: an image cannot be read.
+        EvaluationError: the system has no likelihood, or it is not finite, or the data set has other fields.
+        DataError: a sample cannot be read.
     """
     if not metrics:
         return []
@@ -107,7 +107,7 @@ def evaluate_likelihood(
     with torch.no_grad(), sampling_mode(system):
         for done, chunk in enumerate(own, 1):
             rows = slice(chunk * SAMPLE_CHUNK, (chunk + 1) * SAMPLE_CHUNK)
-            batch = _batch(dataset.read(ids[rows]), labels[rows], device)
+            batch = _batch(system, dataset.read_fields(ids[rows]), labels[rows], device)
             found = system.log_likelihood(batch, generator(device, seed, "likelihood", chunk), importance_samples)
             nats[chunk] = found.double().cpu().numpy()
             if progress is not None:
@@ -121,8 +121,7 @@ def evaluate_likelihood(
         )
     if group.rank > 0:
         return []
-    c = system.config
-    bits = -values / (math.log(2) * c.channels * c.resolution**2)
+    bits = -values / (math.log(2) * math.prod(system.sample_shape))
     facts = {"data": dataset.manifest.hash, "count": len(ids), "importance_samples": importance_samples}
     return [
         LikelihoodRecord(
@@ -142,7 +141,16 @@ def evaluate_likelihood(
     ]
 
 
-def _batch(pixels: NDArray[np.uint8], labels: NDArray[np.int64], device: torch.device | str) -> Batch:
-    """Images as training hands them to a system."""
-    images: Tensor = torch.from_numpy(pixels).to(device).float().div(127.5).sub(1)
-    return Batch(images, torch.from_numpy(labels).to(device))
+def _batch(
+    system: System, stored: Mapping[str, NDArray[Any]], labels: NDArray[np.int64], device: torch.device | str
+) -> Batch:
+    """Samples as training hands them to a system.
+
+    Raises:
+        EvaluationError: they are none that the system takes.
+    """
+    found, wanted = {name: values.shape[1:] for name, values in stored.items()}, dict(system.batch_shapes)
+    if found != wanted:
+        raise EvaluationError(f"likelihoods: the data set has {found}, and {system.name} takes {wanted}; name another.")
+    numbers = {name: as_numbers(name, torch.from_numpy(values).to(device)) for name, values in stored.items()}
+    return Batch(None, torch.from_numpy(labels).to(device), **numbers)

@@ -174,7 +174,7 @@ METRICS: Final[dict[str, Metric]] = {
 """Every metric by its name: `KIND_EXTRACTOR`, and `fid` for `fd` of `inception`."""
 
 LIKELIHOODS: Final[dict[str, str]] = {
-    "bits_per_dim": "negative log-likelihood of real images or a bound of it, in bits per colour value",
+    "bits_per_dim": "negative log-likelihood of real samples, or a bound, in bits per colour value or sample of sound",
 }
 """Metrics that compare no images and need no extractor, for systems with a likelihood; lower is better."""
 

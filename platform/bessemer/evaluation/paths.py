@@ -42,9 +42,11 @@ def check_walkable(system: System, metric: str) -> None:
     """Refuse a path length where the system has no latents, or none that it maps.
 
     Raises:
-        EvaluationError: it has not.
+        EvaluationError: it has not, or does not draw images.
     """
     kind = parse_metric(metric).kind
+    if len(system.sample_shape) != 3:
+        raise EvaluationError(f"metric {metric}: is of images, and {system.name} draws {system.sample_field}.")
     if not system.latent_shapes:
         raise EvaluationError(f"metric {metric}: {system.name} draws step by step; it has no latents to walk between.")
     if kind.startswith("ppl-w") and type(system).styles is System.styles:

@@ -22,6 +22,7 @@ __all__ = [
     "prepare",
     "recompute_batch_norm",
     "sampling_mode",
+    "to_stored",
     "to_uint8",
 ]
 
@@ -78,7 +79,7 @@ def draw_chunk(
     truncation: float | None,
     device: torch.device | str,
 ) -> Tensor:
-    """Images of chunk number `chunk` of the labels of a whole evaluation: [<=32, C, H, W] float32 in [-1, 1]."""
+    """Samples of chunk number `chunk` of the labels of a whole evaluation: [<=32, *sample_shape] float32 in [-1, 1]."""
     own = torch.from_numpy(labels[chunk * SAMPLE_CHUNK : (chunk + 1) * SAMPLE_CHUNK]).to(device)
     with torch.no_grad():
         return system.sample(own, generator(device, seed, "sample", chunk), truncation)
@@ -87,6 +88,20 @@ def draw_chunk(
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] to uint8 in [0, 255]: the inverse of the data set's scaling, rounded to nearest."""
     return images.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_stored(field: str, samples: Tensor) -> Tensor:
+    """Samples [N, ...] as a data set stores them: uint8 pixels, int16 sound, uint8 bits.
+
+    Args:
+        field: what they are, :attr:`~bessemer.systems.contract.System.sample_field`.
+        samples: float32 in [-1, 1].
+    """
+    if field == "audio":
+        return samples.float().mul(32768).round_().clamp_(-32768, 32767).to(torch.int16)
+    if field == "bits":
+        return samples.round().to(torch.uint8)
+    return to_uint8(samples)
 
 
 @contextmanager

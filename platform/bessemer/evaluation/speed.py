@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 
 from bessemer.evaluation.names import SPEEDS
-from bessemer.evaluation.sampling import allocate_labels, prepare, sampling_mode, to_uint8
+from bessemer.evaluation.sampling import allocate_labels, prepare, sampling_mode, to_stored
 from bessemer.systems.contract import System
 from bessemer.training.rng import generator
 
@@ -101,7 +101,7 @@ def measure_speed(
         draws = generator(device, seed, "speed")
 
         def draw(labels: torch.Tensor = labels, draws: torch.Generator = draws) -> None:
-            to_uint8(system.sample(labels, draws, truncation))
+            to_stored(system.sample_field, system.sample(labels, draws, truncation))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bessemer.errors import EvaluationError
 from bessemer.evaluation.extractors import Extractor
 from bessemer.evaluation.metrics import Gaussian
 from bessemer.evaluation.sampling import SAMPLE_CHUNK
@@ -90,7 +91,12 @@ class Team:
 
         Returns:
             [N, d]; of clips [N, T * d].
+
+        Raises:
+            EvaluationError: they are neither.
         """
+        if images.ndim not in (4, 5):
+            raise EvaluationError(f"extractor {extractor.name}: sees images and clips, and this is neither.")
         pictures = images.flatten(0, -4)
         passes = torch.split(pictures, max(self.batch_size, 1)) if self.batch_size < SAMPLE_CHUNK else (pictures,)
         return torch.cat([extractor.features(part) for part in passes]).reshape(len(images), -1)

@@ -16,7 +16,7 @@ from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.opening import open_job_data
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
-from bessemer.evaluation.grid import sample_grid, save_png
+from bessemer.evaluation.grid import sample_grid
 from bessemer.evaluation.likelihood import evaluate_likelihood
 from bessemer.evaluation.names import split_metrics
 from bessemer.evaluation.sampling import recompute_batch_norm
@@ -115,7 +115,7 @@ class Judge:
         for fields in [r.as_dict() for r in bounds] + [r.as_dict() for r in records]:
             self._write("evaluation", info.nimg, **fields)
         name = f"samples/{kimg_name(info.nimg)}.png"
-        save_png(self._run.path / name, grid)
+        grid.save(self._run.path / name)
         self._write("samples", info.nimg, path=name)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.extractors import Extractor, get_extractor
+from bessemer.evaluation.grid import columns_of
 from bessemer.evaluation.names import parse_metric, split_metrics
 from bessemer.evaluation.sampling import SAMPLE_CHUNK
 from bessemer.spec.job import EvaluationSpec
@@ -49,16 +51,21 @@ def evaluation_cost(spec: EvaluationSpec, build: Callable[[], System], *, host: 
     """
     with torch.device("meta"):
         system = build()
-    c = system.config
+    shape = system.sample_shape
+    frames, (channels, size) = math.prod(shape[:-3]), shape[-3:-1] if len(shape) > 2 else (1, 1)
     state = [system.networks()[name] for name in system.sampled_networks]
     gathered = sum(t.nbytes for network in state for t in network.state_dict().values())
     if spec.beside:  # another process judges: the workers only gather the weights
         return EvaluationCost(0, gathered, ())
     batch = max(spec.batch_size // SAMPLE_CHUNK, 1) * SAMPLE_CHUNK
     together = batch if spec.batch_size >= SAMPLE_CHUNK else spec.batch_size
-    images = batch * c.channels * c.resolution**2 * _FP32
+    images = batch * math.prod(shape) * _FP32
     # The chunks of a batch are put together when all are drawn, so that for a moment there are two copies.
-    moments = [gathered, images + _drawing(build, SAMPLE_CHUNK if spec.metrics else spec.grid), 2 * images]
+    moments = [
+        gathered,
+        images + _drawing(build, SAMPLE_CHUNK if spec.metrics else columns_of({system.sample_field: shape}, spec.grid)),
+        2 * images,
+    ]
     weights, uncounted = 0, list[str]()
     compared, _ = split_metrics(spec.metrics)
     wanted = [parse_metric(metric) for metric in compared]
@@ -72,10 +79,10 @@ def evaluation_cost(spec: EvaluationSpec, build: Callable[[], System], *, host: 
             continue
         weights += _weights(extractor)
         if host:
-            judging = _judging(extractor, together, c.channels, c.resolution)
+            judging = _judging(extractor, together * frames, channels, size)
         else:  # all at once, so a straight line through two points tells
-            once, twice = (_judging(extractor, n, c.channels, c.resolution) for n in (1, 2))
-            judging = once + (together - 1) * (twice - once)
+            once, twice = (_judging(extractor, n, channels, size) for n in (1, 2))
+            judging = once + (together * frames - 1) * (twice - once)
         moments.append(images + images // _FP32 + judging)
     return EvaluationCost(weights, max(moments), tuple(uncounted))
 

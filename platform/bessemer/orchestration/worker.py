@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from bessemer.data.pictures import pictures
+from bessemer.data.fields import Kind
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.opening import open_job_data
 from bessemer.data.reading.quarantine import Quarantine
 from bessemer.data.reading.stream import SliceStream
 from bessemer.errors import BessemerError, SpecError
-from bessemer.evaluation.grid import save_png, tile
-from bessemer.evaluation.names import parse_metric, split_metrics
+from bessemer.evaluation.grid import Sheet, columns_of
+from bessemer.evaluation.names import CLIP_KINDS, parse_metric, split_metrics
 from bessemer.evaluation.paths import check_walkable
 from bessemer.orchestration.backlog import Backlog
 from bessemer.orchestration.elsewhere import restore_run
@@ -79,22 +79,29 @@ def check_job(job: JobSpec) -> System:
             )
         with held_out_images(job, dataset):
             pass
-        compared, likelihoods = split_metrics(job.evaluation.metrics)
-        if compared and dataset.manifest.kind != "images":
-            raise SpecError(
-                f"evaluation.metrics: {', '.join(compared)} compares images, and {job.data.path} is of "
-                f"{dataset.manifest.kind}; leave it out."
-            )
+        _check_metrics(job, system, dataset.manifest.kind)
+    check_training(job.training, system)
+    return system
+
+
+def _check_metrics(job: JobSpec, system: System, kind: Kind) -> None:
+    """Refuse metrics that the system or its kind of data cannot have."""
+    compared, likelihoods = split_metrics(job.evaluation.metrics)
     for name in compared:
-        if parse_metric(name).is_path:
+        metric = parse_metric(name)
+        what = "clips" if metric.kind in CLIP_KINDS else "images"
+        if what != kind:
+            fix = (
+                f"use fdframes_{metric.extractor} or fdsteps_{metric.extractor}" if kind == "clips" else "leave it out"
+            )
+            raise SpecError(f"evaluation.metrics: {name} compares {what}, and {job.data.path} is of {kind}; {fix}.")
+        if metric.is_path:
             check_walkable(system, name)
     if likelihoods and not isinstance(system, LikelihoodSystem):
         raise SpecError(
             f"evaluation.metrics: {', '.join(likelihoods)} needs a likelihood, and {system.name} has none; use metrics "
             "of its samples, such as kid_efflite0."
         )
-    check_training(job.training, system)
-    return system
 
 
 def run_worker(run_path: Path, until_kimg: float = float("inf")) -> bool:
@@ -189,9 +196,9 @@ def _train(run: RunDirectory, until_kimg: float) -> bool:
             data_hash=dataset.manifest.hash,
         )
         if workers.is_first and not (run.path / "samples" / "real.png").exists():
-            rows = job.evaluation.grid
-            ids = stream.order.ids(0, 0, rows * rows) % len(dataset)
-            save_png(run.path / "samples" / "real.png", tile(pictures(dataset.read_fields(ids)), rows))
+            columns = columns_of({one.name: one.shape for one in dataset.fields}, job.evaluation.grid)
+            ids = stream.order.ids(0, 0, job.evaluation.grid * columns) % len(dataset)
+            Sheet(dataset.read_fields(ids), columns, dataset.fields[0].rate).save(run.path / "samples" / "real.png")
 
         backlog = Backlog(journal.path)
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Generator, Tensor, nn
 
 __all__ = [
+    "BaseConfig",
     "Batch",
     "Clock",
     "LikelihoodSystem",
@@ -171,17 +172,22 @@ class Stage:
     """Networks whose optimizers forget their moments and step counts as the stage begins."""
 
 
-class SystemConfig(BaseModel):
-    """Base of every system's configuration: the shape of the data, to which systems add their own fields."""
+class BaseConfig(BaseModel):
+    """Base of every system's configuration, to which systems add their own fields; of sound and bits as it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    resolution: int
-    """Height and width of the images in pixels. Systems of sound or bits give it a default."""
-    channels: int = 3
-    """Colour channels."""
     classes: int = 1
     """Classes; 1 for data without labels."""
+
+
+class SystemConfig(BaseConfig):
+    """Configuration of a system whose data are pictures: images, or clips of them."""
+
+    resolution: int
+    """Height and width of the images in pixels."""
+    channels: int = 3
+    """Colour channels."""
 
 
 def _picture(config: Any, channels: int | None = None) -> tuple[int, ...]:
@@ -209,7 +215,7 @@ class System(ABC):
     """Citation: authors, title, venue, year, arXiv number."""
     modality: ClassVar[str] = "images"
     """What its data are, for people."""
-    Config: ClassVar[type[SystemConfig]]
+    Config: ClassVar[type[BaseConfig]]
     """Configuration model."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Preset name -> fields of :attr:`Config`; the first is the default of `bessemer systems show`."""
@@ -222,7 +228,7 @@ class System(ABC):
     init_images: ClassVar[int] = 0
     """Images from which :meth:`init_from_data` sets initial weights; 0, as here, where data play no part in them."""
 
-    config: SystemConfig
+    config: BaseConfig
 
     @abstractmethod
     def __init__(self, config: Any) -> None: ...
@@ -286,21 +292,31 @@ class System(ABC):
 
     @abstractmethod
     def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:
-        """Draw images with the networks as they are (the caller sets eval mode and weights).
+        """Draw images, clips or sound with the networks as they are (the caller sets eval mode and weights).
 
         Args:
-            labels: [N] int64 class of each image.
+            labels: [N] int64 class of each sample.
             generator: source of the latents, on the device of the networks.
             truncation: bound or scale of the latents, as the system documents; ``None`` for none.
 
         Returns:
-            [N, C, H, W] float32 in [-1, 1].
+            [N, *sample_shape] float32 in [-1, 1], as the field :attr:`sample_field` of a batch.
         """
 
     @property
     def batch_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of one sample in each field of :attr:`takes`, as the configuration has it."""
         return {name: _SHAPES[name](self.config) for name in self.takes}
+
+    @property
+    def sample_field(self) -> str:
+        """Field of a batch that samples are like."""
+        return self.takes[-1]
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: [C, H, W] images, [T, C, H, W] clips, [samples] sound, [bits]."""
+        return self.batch_shapes[self.sample_field]
 
     @property
     def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -321,8 +337,8 @@ class System(ABC):
             truncation: for systems that truncate something else (ψ of StyleGAN2's w).
 
         Returns:
-            [N, C, H, W] float32 in [-1, 1]. The batch size is left open only if it is read as `x.shape[0]`; `len(x)`
-            would make a constant of it.
+            [N, *sample_shape] float32 in [-1, 1]. The batch size is left open only if it is read as `x.shape[0]`:
+            `len(x)` would make a constant of it.
         """
         raise NotImplementedError(f"{self.name} has no latents")
 
@@ -355,19 +371,19 @@ class System(ABC):
 
 
 class LikelihoodSystem(System):
-    """A system that gives the probability of an image, or a lower bound of it."""
+    """A system that gives the probability of an image or a piece of sound, or a lower bound of it."""
 
     @property
     @abstractmethod
     def likelihood_protocol(self) -> str:
-        """What the images are before their probability is taken, such as `8 bits, not dequantised`."""
+        """What samples are before their probability is taken, such as `8 bits, not dequantised`."""
 
     @abstractmethod
     def log_likelihood(self, batch: Batch, generator: Generator, importance_samples: int = 1) -> Tensor:
-        """Log probability of discrete images with the networks as they are, or a lower bound, [N] float64 in nats.
+        """Log probability of discrete samples with the networks as they are, or a lower bound, [N] float64 in nats.
 
         Args:
-            batch: images.
+            batch: real samples.
             generator: source of latents, on the device of the networks.
             importance_samples: draws of the latents per image; more make the bound tighter (IWAE, Burda et al. 2016,
                 arXiv:1509.00519, eq. 8). Exact likelihoods ignore it.

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from bessemer import systems as _rooms
 from bessemer.errors import SpecError
-from bessemer.systems.contract import System, SystemConfig
+from bessemer.systems.contract import BaseConfig, System
 
 __all__ = ["all_systems", "build", "check_data", "get", "rebuild", "resolve_config"]
 
@@ -58,7 +58,7 @@ def get(name: str) -> type[System]:
 
 def resolve_config(
     name: str, preset: str, overrides: Mapping[str, Any] | None = None, data: Mapping[str, Any] | None = None
-) -> SystemConfig:
+) -> BaseConfig:
     """The configuration that a job means: preset, then what the data set says, then the job's own fields.
 
     Args:

@@ -87,7 +87,7 @@ class CollapseWatch:
 
     def __init__(self, spec: GuardsSpec, system: System, workers: Workers, write: Callable[..., None]) -> None:
         self._spec, self._system, self._workers, self._write = spec, system, workers, write
-        self._is_adversarial = system.family == "adversarial"
+        self._is_adversarial = "generator" in system.networks()  # in whatever family: video, translation
         self._streaks = {name: _Streak() for name in ("saturation", "diversity", "spectral")}
         self._real = torch.zeros(2, dtype=torch.float64)  # distances of real images, over the whole run
         self._sigmas: list[tuple[int, dict[str, float]]] = []

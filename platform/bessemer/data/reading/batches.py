@@ -10,7 +10,25 @@ from torch import Tensor
 from bessemer.data.fields import FieldRecord
 from bessemer.systems.contract import Batch
 
-__all__ = ["RawBatch"]
+__all__ = ["RawBatch", "as_numbers"]
+
+
+def as_numbers(name: str, values: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+    """What a data set stores as the numbers that systems see: float32.
+
+    Args:
+        name: of the field.
+        values: uint8 pixels, which come out in [-1, 1]; int16 sound, in [-1, 1); uint8 bits, as they are.
+        memory_format: of what comes out.
+    """
+    numbers = values.to(torch.float32, memory_format=memory_format)
+    if name == "bits":
+        return numbers
+    if name == "audio":
+        return numbers.div_(32768.0)
+    # By a tensor: CUDA would multiply by a number's reciprocal, and white would not be 1.
+    scale = torch.full((), 127.5, device=numbers.device)
+    return numbers.div_(scale).sub_(1.0)
 
 
 class RawBatch(Batch):
@@ -57,14 +75,12 @@ class RawBatch(Batch):
         if name == "bits":
             # The first bit of a byte is its highest, as numpy.packbits has it.
             shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
-            return (raw[..., None] >> shifts & 1).flatten(1)[:, : record.shape[0]].to(torch.float32)
+            return as_numbers(name, (raw[..., None] >> shifts & 1).flatten(1)[:, : record.shape[0]])
         if name == "audio":
-            return raw.to(torch.float32).div_(32768.0)
+            return as_numbers(name, raw)
         if (mirrored := self.mirrored.get(name)) is not None:
             flips = mirrored.to(device, non_blocking=True).reshape(-1, *[1] * (raw.ndim - 1))
             raw = torch.where(flips, raw.flip(-2), raw)
         pictures = raw.movedim(-1, -3)
         layout = memory_format if pictures.ndim == 4 else torch.contiguous_format
-        # By a tensor: CUDA would multiply by a number's reciprocal, and white would not be 1.
-        scale = torch.full((), 127.5, device=device)
-        return pictures.to(torch.float32, memory_format=layout).div_(scale).sub_(1.0)
+        return as_numbers(name, pictures, layout)
