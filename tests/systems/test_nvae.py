@@ -213,6 +213,23 @@ def test_samples_temperature_and_determinism() -> None:
     assert spread[0] > spread[1] > spread[2] == 0
 
 
+def test_what_is_generated_is_the_mean_of_what_is_sampled() -> None:
+    """Of the same noise, at a temperature; the logistics are so narrow here that draws lie near their mean."""
+    system, labels, g = _small(components=1), torch.zeros(3, dtype=torch.int64), _g(1)
+    last: Any = system.vae.image[1]
+    with torch.no_grad():
+        last.log_gain.fill_(0.5)
+        last.weight[[2, 5, 8]], last.bias[[2, 5, 8]] = 0.0, -7.0  # log scales of the colours
+    system.vae.eval()
+    noise = {name: torch.randn(3, *shape, generator=g) for name, shape in system.latent_shapes.items()}
+    assert list(noise) == ["latents_1", "latents_2", "latents_3"]
+    with torch.no_grad():
+        generated, other = system.generate(noise, labels, 0.6), system.generate(noise, labels)
+    torch.testing.assert_close(system.sample(labels, _g(1), 0.6), generated, rtol=0, atol=0.03)
+    assert generated.std() > 0.1
+    assert (generated - other).abs().max() > 0.1
+
+
 def test_black_and_white() -> None:
     system = build("nvae", "tiny28", {"width": 2})
     assert isinstance(system, NVAE)

@@ -57,7 +57,8 @@ def export_onnx(snapshot: Path, out: Path, *, truncation: float | None = None) -
     """Write the sampler of a snapshot to `out`, after its images were compared with those of PyTorch.
 
     Inputs: the system's latents by name, [batch, ...] float32, standard normal; `labels` [batch] int64 where the
-    system has classes. Output: `images` [batch, C, H, W] float32 in [-1, 1].
+    system has classes. Output: `images` [batch, C, H, W] float32 in [-1, 1]; of a system that draws pixels the mean
+    of p(x | z).
 
     Args:
         snapshot: directory of the snapshot.
@@ -176,7 +177,7 @@ def _metadata(system: System, info: Any, truncation: float | None) -> dict[str, 
         "class_names": info.class_names,
         "truncation": truncation,
         "latents": "standard normal",
-        "images": "[-1, 1]",
+        "images": "[-1, 1], the mean of p(x | z)" if system.draws_pixels else "[-1, 1]",
     }
     return {f"bessemer.{k}": v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in values.items()}
 

@@ -322,10 +322,15 @@ class System(ABC):
     def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of one image's latents, by name, all of them standard normal: what :meth:`generate` takes.
 
-        The first is z, along which paths through the images lead; others are noise that only details depend on.
+        The first is z, along which paths through the images lead; others stay as they are meanwhile.
         Empty, as here, where an image is no function of such latents: of a Markov chain, or pixel by pixel.
         """
         return {}
+
+    @property
+    def draws_pixels(self) -> bool:
+        """Whether :meth:`sample` ends by drawing pixels from p(x | z), of which :meth:`generate` gives the mean."""
+        return False
 
     def generate(self, latents: Mapping[str, Tensor], labels: Tensor, truncation: float | None = None) -> Tensor:
         """Images of given latents: the part of :meth:`sample` that draws nothing, which can be exported as ONNX.

@@ -262,10 +262,25 @@ class NVAE(LikelihoodSystem):
 
         Mixtures are drawn from. Of black and white pixels the probabilities are shown, as in the paper.
         """
-        noise = self.vae.draw_noise(len(labels), generator)
-        parameters = self.vae.generate(noise, 1.0 if truncation is None else truncation)
-        p = self._output(parameters)
-        return (p.mean() if self.config.output == "bernoulli" else p.sample(generator)).float()
+        p = self._of_noise(self.vae.draw_noise(len(labels), generator), truncation)
+        return (p.sample(generator) if self.draws_pixels else p.mean()).float()
+
+    def _of_noise(self, noise: Sequence[Tensor], truncation: float | None) -> ImageDistribution:
+        """p(x | z) for z from the prior."""
+        return self._output(self.vae.generate(noise, 1.0 if truncation is None else truncation))
+
+    @property
+    def latent_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The noise of every group, from the top downwards: z_l = μ_l + t·σ_l·ε_l, its μ and σ functions of z_<l."""
+        return {f"latents_{i}": shape for i, shape in enumerate(self.vae.noise_shapes, 1)}
+
+    @property
+    def draws_pixels(self) -> bool:
+        return self.config.output == "mixture"
+
+    def generate(self, latents: Mapping[str, Tensor], labels: Tensor, truncation: float | None = None) -> Tensor:  # noqa: ARG002  # NVAE knows no classes
+        """The mean of p(x | z): a draw would round, so that it could not be compared from one runtime to another."""
+        return self._of_noise([latents[name] for name in self.latent_shapes], truncation).mean().float()
 
     def prepare_sampling(
         self,

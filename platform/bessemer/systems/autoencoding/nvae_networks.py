@@ -102,7 +102,7 @@ class _Group(nn.Module):
     def prepare(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Run the group's own cells on s: the new s, and unbounded μ and log σ of the prior [N, 2C, H, W]."""
         if self.first:
-            return s, s.new_zeros(len(s), 2 * self.latent_channels, *s.shape[2:])
+            return s, s.new_zeros(s.shape[0], 2 * self.latent_channels, *s.shape[2:])
         s = self.cells(s)
         return s, self.prior(s)
 
