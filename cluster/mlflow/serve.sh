@@ -1,7 +1,7 @@
 #!/bin/sh
 # Starts the server. What holds the password is written here, inside the container: it is in no file of the repository.
 set -eu
-database="postgresql://mlflow:${POSTGRES_PASSWORD}@database:5432/mlflow"
+database="postgresql+psycopg2://mlflow:${POSTGRES_PASSWORD}@database:5432/mlflow"
 umask 077
 cat >"$MLFLOW_AUTH_CONFIG_PATH" <<END
 [mlflow]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import socket
@@ -20,6 +21,16 @@ def test_relative_sqlite_paths_start_at_the_runs(tmp_path: Path) -> None:
     assert resolve_uri("sqlite:///mlflow.db", tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     assert resolve_uri("sqlite:////data/mlflow.db", tmp_path) == "sqlite:////data/mlflow.db"
     assert resolve_uri("http://host:5000", tmp_path) == "http://host:5000"
+
+
+def test_postgresql_names_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an address without one means depends on the version of SQLAlchemy."""
+    assert resolve_uri("postgresql://host/a", tmp_path) == "postgresql+psycopg://host/a"
+    assert resolve_uri("postgresql+pg8000://host/a", tmp_path) == "postgresql+pg8000://host/a"
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "psycopg" else find(name))
+    with pytest.raises(TrackingError, match=r"psycopg is not installed; `pip install 'bessemer\[postgresql\]'`"):
+        check_uri("postgresql://host/a", tmp_path)
 
 
 def test_passwords_are_not_shown(tmp_path: Path) -> None:
@@ -141,8 +152,6 @@ def test_server_is_asked_for_its_health(tmp_path: Path, server: tuple[str, dict[
 
 
 def test_missing_mlflow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TrackingError, match=r"pip install 'bessemer\[tracking\]'"):
         check_uri("sqlite:///mlflow.db", tmp_path)

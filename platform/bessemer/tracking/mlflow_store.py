@@ -30,6 +30,8 @@ __all__ = [
 _SQLITE = "sqlite:///"
 _HTTP = ("http", "https")
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_POSTGRESQL = "postgresql://"
+_DRIVER = "psycopg"  # of addresses that name none; which one they mean depends on the version of SQLAlchemy
 _TIMEOUT = 5.0  # seconds
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -42,7 +44,9 @@ _SETTINGS = {
 
 
 def resolve_uri(uri: str, runs_root: str | Path) -> str:
-    """``uri`` with a relative sqlite path taken from ``runs_root``."""
+    """``uri`` with a relative sqlite path taken from ``runs_root``, or with the driver of a PostgreSQL database."""
+    if uri.startswith(_POSTGRESQL):
+        return f"postgresql+{_DRIVER}://{uri.removeprefix(_POSTGRESQL)}"
     if uri.startswith(_SQLITE) and not uri.startswith(_SQLITE + "/"):
         return _SQLITE + str(Path(runs_root).absolute() / uri.removeprefix(_SQLITE))
     return uri
@@ -125,6 +129,10 @@ def check_uri(uri: str, runs_root: str | Path) -> None:
     elif scheme in _HTTP:
         _check_server(uri)
     elif scheme in _DATABASE_PORTS:
+        if uri.startswith((_POSTGRESQL, f"postgresql+{_DRIVER}:")) and importlib.util.find_spec(_DRIVER) is None:
+            raise TrackingError(
+                f"tracking.uri {redact(uri)!r}: {_DRIVER} is not installed; `pip install 'bessemer[postgresql]'`"
+            )
         host, port = _host_and_port(uri, _DATABASE_PORTS[scheme])
         try:
             socket.create_connection((host, port), timeout=_TIMEOUT).close()
