@@ -100,4 +100,8 @@ def test_what_has_no_likelihood_is_refused(small: NVAE, toy, info, data) -> None
 
 
 def test_metrics_are_split_by_what_they_need() -> None:
-    assert split_metrics(["fid", "bits_per_dim", "kid_efflite0"]) == (["fid", "kid_efflite0"], ["bits_per_dim"])
+    assert split_metrics(["fid", "psnr", "bits_per_dim", "kid_efflite0"]) == (
+        ["fid", "kid_efflite0"],
+        ["bits_per_dim"],
+        ["psnr"],
+    )

@@ -68,6 +68,8 @@ def test_runs_that_cannot_be_written_are_refused_first(job: Path, tmp_path: Path
         ("training.optimizers.critic.lr=1", r"training\.optimizers\.critic.*generator, discriminator"),
         ("training.zero_stage=3", r"training\.zero_stage: 3 .*2 or lower"),
         ("evaluation.metrics=[kid_eflite0]", "kid_efflite0"),
+        ("evaluation.metrics=[psnr]", "psnr: compares translations with their targets, and biggan has none"),
+        ("evaluation.held_out=ROOT/digits", r"held_out: \S+ has no effect while .* and biggan translates nothing"),
         ("resources.cpus_per_worker=4096", r"resources: 1 workers with 4096 CPUs.*lower"),
         (
             "evaluation.beside=true,resources.evaluator_cpus=999",

@@ -90,7 +90,7 @@ def everything(name: str) -> list[Tensor]:
         if isinstance(system, LikelihoodSystem):
             out.append(system.log_likelihood(batch, g("likelihood")))
         system.prepare_sampling(batch.labels, g("prepare"), None)
-        out.append(system.sample(batch.labels, g("sample")))
+        out.append(system.sample_for(batch, g("sample")))
     return out
 
 
@@ -140,10 +140,11 @@ def test_bfloat16_keeps_losses_and_gradients_finite(name: str) -> None:
 
 @every_system
 def test_samples(name: str) -> None:
+    """They are like the last field that is taken, and follow the draws, or what is given where nothing is drawn."""
     system = tiny_system(name)
-    labels = torch.arange(3) % system.config.classes
+    batches = [random_batch(system, 3, seed if system.given else 1) for seed in (1, 1, 2)]
     with sampling_mode(system):
-        images, same, other = (system.sample(labels, g("sample", seed)) for seed in (1, 1, 2))
+        images, same, other = (system.sample_for(b, g("sample", s)) for b, s in zip(batches, (1, 1, 2), strict=True))
     assert images.shape == (3, *system.sample_shape)
     assert images.dtype == torch.float32
     assert images.abs().max() <= 1
@@ -200,7 +201,7 @@ def test_what_is_saved_is_all_there_is(name: str) -> None:
             only(each, update)
             losses.append(update.loss(random_batch(each), g(update.name)).value.detach())
         with sampling_mode(each):
-            found.append([*losses, each.sample(torch.zeros(2, dtype=torch.int64), g("sample"))])
+            found.append([*losses, each.sample_for(random_batch(each, 2), g("sample"))])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

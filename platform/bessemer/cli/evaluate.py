@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from bessemer.evaluation.likelihood import LikelihoodRecord
     from bessemer.evaluation.records import EvaluationRecord
     from bessemer.evaluation.speed import SpeedRecord
+    from bessemer.evaluation.targets import TargetRecord
     from bessemer.orchestration.run_directory import RunDirectory
+
+    Record = EvaluationRecord | LikelihoodRecord | SpeedRecord | TargetRecord
 
 __all__ = ["compare_sets", "evaluate"]
 
@@ -86,14 +89,14 @@ def evaluate(
     from bessemer.evaluation.names import SPEEDS, parse_metric, split_metrics
 
     names = _names(metrics)
-    compared, likelihoods = split_metrics(name for name in names if name not in SPEEDS)
+    compared, likelihoods, targets = split_metrics(name for name in names if name not in SPEEDS)
     for name in compared:
         parse_metric(name)
     if balance not in ("data", "uniform"):
         raise SpecError(f"--balance {balance}: is neither data nor uniform.")
     if _is_images(what):
         for name in names:
-            if name in SPEEDS or name in likelihoods:
+            if name in SPEEDS or name in likelihoods or name in targets:
                 raise SpecError(f"--metrics {name}: is asked of a system, and {what} is images; leave it out.")
         given = {"--snapshot": snapshot, "--seed": seed, "--truncation": truncation}
         for option, value in given.items():
@@ -179,19 +182,24 @@ def _evaluate_weights(
     names = names or list(spec.metrics) or list(_DEFAULT)
     _check_figure(figure, names)
     speeds = [name for name in names if name in SPEEDS]
-    compared, likelihoods = split_metrics(name for name in names if name not in SPEEDS)
+    compared, likelihoods, targets = split_metrics(name for name in names if name not in SPEEDS)
 
     from bessemer.cli.output import progress
     from bessemer.evaluation.evaluate import evaluate_system
-    from bessemer.evaluation.images import open_images
+    from bessemer.evaluation.images import field_images, open_images
+    from bessemer.evaluation.inputs import inputs_for
     from bessemer.evaluation.likelihood import evaluate_likelihood
     from bessemer.evaluation.pairs import draw_one
     from bessemer.evaluation.speed import measure_speed
+    from bessemer.evaluation.targets import evaluate_targets
     from bessemer.systems.snapshot import load_snapshot
 
     device = device or _device()
     system, info = load_snapshot(place, device)
     count = samples or spec.samples
+    others = against or spec.held_out or data
+    if job is not None and system.given:  # translations begin with the job's own images, whatever they are compared to
+        others = spec.held_out or job.data.path
     protocol: dict[str, Any] = {
         "seed": info.seed if seed is None else seed,
         "truncation": spec.truncation if truncation is None else truncation,
@@ -200,7 +208,7 @@ def _evaluate_weights(
     }
     with (
         open_images(data) as dataset,
-        open_images(against or spec.held_out or data) as held_out,
+        open_images(others) as held_out,
         progress(place.name) as advance,
     ):
         bounds = evaluate_likelihood(  # first: sampling renews BatchNorm statistics
@@ -214,6 +222,7 @@ def _evaluate_weights(
             device=device,
             progress=lambda _, done, total: advance(done, total),
         )
+        near = evaluate_targets(system, info, held_out, targets, samples=count, seed=protocol["seed"], device=device)
         records = evaluate_system(
             system,
             info,
@@ -227,10 +236,12 @@ def _evaluate_weights(
             **protocol,
         )
         if figure is not None:
-            _write_figure(figure, records, draw_one(system, info, count, **protocol), dataset)
+            inputs = inputs_for(system, held_out, count)
+            drawn = draw_one(system, info, count, **protocol, inputs=inputs)
+            _write_figure(figure, records, drawn, field_images(dataset, system.sample_field))
     protocol.pop("balance")
     fast = measure_speed(system, info, speeds, batch_size=spec.batch_size, **protocol)
-    found: list[EvaluationRecord | LikelihoodRecord | SpeedRecord] = [*bounds, *records, *fast]
+    found: list[Record] = [*bounds, *near, *records, *fast]
     if run is not None:
         for record in found:
             run.journal.write("evaluation", info.nimg, **record.as_dict())
@@ -343,9 +354,7 @@ def _write_figure(
         raise MachineError(f"{figure}: cannot be written ({e.strerror}); choose another place with --figure.") from None
 
 
-def _print(
-    records: Sequence[EvaluationRecord | LikelihoodRecord | SpeedRecord], as_json: bool, nimg: int | None = None
-) -> None:
+def _print(records: Sequence[Record], as_json: bool, nimg: int | None = None) -> None:
     from bessemer.cli.output import echo_json, table
 
     clock = {} if nimg is None else {"nimg": nimg}

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from bessemer.evaluation.grid import Sheet
     from bessemer.systems.contract import System
+    from bessemer.systems.translating import TranslationSystem
 
 __all__ = ["numbers", "sample"]
 
@@ -63,20 +65,32 @@ def sample(
             "pose and shape.",
         ),
     ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGES",
+            help="Of systems that translate: a packed data set, folder or archive of images to translate. Default: "
+            "those that evaluations translate.",
+        ),
+    ] = None,
     snapshot: Annotated[
         str | None, typer.Option(help="Snapshot, such as kimg-000012.800. Default: the newest.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0. Default: a GPU if there is one.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was drawn, and where it is, as JSON.")] = False,
 ) -> None:
-    """Draw a sheet of samples with the averaged weights. The same seed gives the same latents at every snapshot."""
+    """Draw a sheet of samples with the averaged weights. The same seed gives the same latents at every snapshot.
+
+    Systems that translate show a line of inputs, one of outputs, and one of targets where there are any.
+    """
     from bessemer.orchestration.run_directory import RunDirectory
 
     layers = None if mix is None else numbers(mix, "--mix")
     truncations = truncation or []
     if layers is not None and len(truncations) > 1:
         raise SpecError("--mix: draws one grid, at one truncation; give --truncation once.")
-    place = snapshot_directory(RunDirectory.open(run_directory(run)).path, snapshot)
+    directory = RunDirectory.open(run_directory(run))
+    place = snapshot_directory(directory.path, snapshot)
 
     import torch
 
@@ -84,11 +98,20 @@ def sample(
     from bessemer.errors import MachineError
     from bessemer.evaluation.grid import Sheet, sample_grid, truncation_sheet
     from bessemer.systems.snapshot import load_snapshot, read_snapshot_info
+    from bessemer.systems.translating import TranslationSystem
 
     label = None if class_name is None else class_index(read_snapshot_info(place), class_name)
     system, info = load_snapshot(place, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     one = truncations[0] if truncations else None
-    if layers is not None:
+    if isinstance(system, TranslationSystem):
+        for option, value in {"--truncation": truncation, "--class": class_name, "--mix": mix}.items():
+            if value:
+                raise SpecError(f"{option}: {system.name} translates images; leave {option} out.")
+        job = directory.job()
+        sheet = _translated(system, inputs or job.evaluation.held_out or job.data.path, rows, seed)
+    elif inputs is not None:
+        raise SpecError(f"--inputs {inputs}: {system.name} draws from noise and translates nothing; leave it out.")
+    elif layers is not None:
         sheet = Sheet({"images": _mixed(system, rows, seed, layers, label or 0, one)}, rows + 1)
     elif len(truncations) > 1:
         sheet = truncation_sheet(system, info.class_counts, rows, truncations, seed, label=label)
@@ -107,6 +130,14 @@ def sample(
         (field, samples), names = next(iter(sheet.fields.items())), " and ".join(map(str, written))
         shape = f"{len(samples) // sheet.columns} x {sheet.columns}"
         typer.echo(f"{names}: {shape} {NOUNS.get(field, 'images')} at {info.nimg / 1000:g} kimg")
+
+
+def _translated(system: TranslationSystem, place: str, columns: int, seed: int) -> Sheet:
+    from bessemer.evaluation.grid import translation_sheet
+    from bessemer.evaluation.images import open_images
+
+    with open_images(place) as images:
+        return translation_sheet(system, images, columns, seed)
 
 
 def _mixed(

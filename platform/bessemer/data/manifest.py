@@ -155,6 +155,12 @@ class Manifest(_Record):
         return {**facts, "classes": 1 if self.kind == "domains" else len(self.classes)}
 
     @property
+    def sampled_classes(self) -> dict[str, int]:
+        """Name -> images of each class that generated images can have: of two domains, the second alone."""
+        counts = dict(zip(self.classes, self.class_counts, strict=True))
+        return {self.classes[1]: self.class_counts[1]} if self.kind == "domains" else counts
+
+    @property
     def batch_fields(self) -> list[FieldRecord]:
         """What a batch holds, the main field first."""
         if self.fields is not None:

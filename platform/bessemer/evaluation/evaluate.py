@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,7 +19,8 @@ import torch
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.compute import Comparison, FeatureSet, Value
 from bessemer.evaluation.extractors import Extractor, get_extractor
-from bessemer.evaluation.images import RealImages
+from bessemer.evaluation.images import RealImages, field_images
+from bessemer.evaluation.inputs import Inputs, inputs_for
 from bessemer.evaluation.metrics import Gaussian
 from bessemer.evaluation.names import CLIP_KINDS, HELD_OUT_KINDS, KINDS, Metric, MetricKind, parse_metric
 from bessemer.evaluation.paths import check_walkable, evaluate_paths
@@ -79,10 +81,11 @@ def evaluate_system(
         info: classes and origin of the weights.
         dataset: the real images.
         metrics: names, see :data:`bessemer.evaluation.names.METRICS`; the records come in this order.
-        samples: images to generate.
+        samples: images to generate; of a translation, at most as many as there are inputs.
         real: real images to compare with; as many as `samples` if not given, and all of them for `memorised`. Where
             there are fewer, all.
-        held_out: real images that the classifiers of `cas` are asked about; those of `dataset` if not given.
+        held_out: real images that the classifiers of `cas` are asked about, and that translations begin with; those of
+            `dataset` if not given.
         balance: labels of the generated images, in the proportions of the data set or the same number of each class.
         batch_size: images per forward pass of an extractor; taken in whole chunks of 32 when larger than that.
         seed: seed of the latents.
@@ -109,15 +112,18 @@ def evaluate_system(
     if not metrics:
         return []
     team = Team(group, batch_size, progress or (lambda *_: None))
+    inputs, counts = inputs_for(system, held_out or dataset, samples), sampled_counts(info.class_counts, balance)
+    labels = allocate_labels(counts, samples) if inputs is None else inputs.labels
+    if inputs is not None:
+        samples = len(inputs)
+        dataset, held_out = (field_images(s, system.sample_field) for s in (dataset, held_out or dataset))
     references = _references(plan, dataset, held_out or dataset, cache_dir, team)
-    counts = sampled_counts(info.class_counts, balance)
-    labels = allocate_labels(counts, samples)
     profile = " ".join(f"{key}={value}" for key, value in sorted(info.ema.items()))
     facts = {
         "samples": samples,
         "seed": seed,
         "truncation": truncation,
-        "balance": balance,
+        "balance": balance if inputs is None else f"inputs {inputs.hash[:16]}",
         "weights": f"ema {profile}".strip(),
         "weights_sha256": info.weights_sha256,
     }
@@ -128,7 +134,7 @@ def evaluate_system(
     if compared:
         sides = {name: _Side.begin(plan, name, samples, references, device) for name in plan.extractors}
         prepare(system, counts, seed=seed, truncation=truncation, device=device)
-        _generate(system, labels, sides.values(), (seed, truncation), device, team)
+        _generate(system, labels, inputs, sides.values(), (seed, truncation), device, team)
         for side in sides.values():
             side.finish(samples, team)
         if group.rank == 0:
@@ -312,6 +318,7 @@ class _Side:
 def _generate(
     system: System,
     labels: Any,
+    inputs: Inputs | None,
     sides: Iterable[_Side],
     protocol: tuple[int, float | None],
     device: torch.device | str,
@@ -322,9 +329,8 @@ def _generate(
     with sampling_mode(system):
         for batch in team.counted_batches("generated images", samples):
             chunks = range(batch.start // SAMPLE_CHUNK, -(-batch.stop // SAMPLE_CHUNK))
-            images = torch.cat(
-                [draw_chunk(system, labels, c, seed=seed, truncation=truncation, device=device) for c in chunks]
-            )
+            draw = partial(draw_chunk, system, labels, seed=seed, truncation=truncation, device=device, inputs=inputs)
+            images = torch.cat([draw(chunk) for chunk in chunks])
             bad += int((~images.isfinite()).flatten(1).any(1).sum())
             pixels = to_uint8(images.nan_to_num())
             for side in sides:

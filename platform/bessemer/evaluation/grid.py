@@ -15,12 +15,24 @@ from torch import Tensor
 
 from bessemer.data.fields import wave_file
 from bessemer.data.pictures import pictures
-from bessemer.evaluation.sampling import prepare, sampling_mode, to_stored
+from bessemer.evaluation.images import RealImages
+from bessemer.evaluation.inputs import Inputs
+from bessemer.evaluation.sampling import prepare, sampling_mode, to_stored, to_uint8
 from bessemer.files import write_atomically
 from bessemer.systems.contract import System
+from bessemer.systems.translating import TranslationSystem
 from bessemer.training.rng import generator
 
-__all__ = ["Sheet", "columns_of", "row_labels", "sample_grid", "save_png", "tile", "truncation_sheet"]
+__all__ = [
+    "Sheet",
+    "columns_of",
+    "row_labels",
+    "sample_grid",
+    "save_png",
+    "tile",
+    "translation_sheet",
+    "truncation_sheet",
+]
 
 
 def row_labels(classes: int, rows: int) -> NDArray[np.int64]:
@@ -143,6 +155,32 @@ def truncation_sheet(
 def _sheet(system: System, samples: Tensor, columns: int) -> Sheet:
     stored = to_stored(system.sample_field, samples).cpu().numpy()
     return Sheet({system.sample_field: stored}, columns, getattr(system.config, "rate", None))
+
+
+def translation_sheet(system: TranslationSystem, images: RealImages, columns: int, seed: int = 0) -> Sheet:
+    """Inputs above what they are translated to: the views of a system, line by line, in as many bands as fit a square.
+
+    Args:
+        system: with the weights to sample, on any device; the mode of its modules is restored.
+        images: data set or images that the inputs are a fixed choice of.
+        columns: inputs side by side, and lines at most; there is at least one band.
+        seed: of what the translation draws.
+    """
+    device = next(system.networks()[system.sampled_networks[0]].parameters()).device
+    inputs, bands, lines = Inputs(system, images, columns * columns), list[Tensor](), 0
+    with torch.no_grad(), sampling_mode(system):
+        for start in range(0, len(inputs), columns):
+            views = system.views(inputs.batch(slice(start, start + columns), device), generator(device, seed, "sheet"))
+            lines += len(views)
+            if bands and lines > columns:
+                break
+            for view in views.values():
+                band = torch.full((columns, *view.shape[1:]), -1.0, device=device)  # black where inputs are too few
+                band[: len(view)] = view
+                bands.append(band)
+    channels = max(band.shape[1] for band in bands)
+    shown = torch.cat([band.expand(-1, channels, -1, -1) for band in bands])  # grey stands as colour beside others
+    return Sheet({"images": to_uint8(shown).cpu().numpy()}, columns)
 
 
 def tile(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:

@@ -19,9 +19,9 @@ from PIL import Image
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.decode import decode
 from bessemer.data.sources.source import Source, open_source
-from bessemer.errors import DataError
+from bessemer.errors import DataError, EvaluationError
 
-__all__ = ["ImageFiles", "RealImages", "open_images", "read_in_groups"]
+__all__ = ["FieldImages", "ImageFiles", "RealImages", "field_images", "open_images", "read_in_groups"]
 
 
 class RealImages(Protocol):
@@ -145,6 +145,49 @@ class ImageFiles:
 
     def _damaged(self, name: str, error: Exception) -> DataError:
         return DataError(f"{self._source.name}: {name} cannot be read: {error}; replace or remove it.")
+
+
+class FieldImages:
+    """One field of a packed data set as a set of images: the targets of pairs, or one of two domains."""
+
+    def __init__(self, dataset: ShardedDataset, field: str) -> None:
+        manifest, self._dataset = dataset.manifest, dataset
+        # Samples of two domains hold an image each, those of the first domain first.
+        self._field = manifest.sample_fields[0].name if manifest.kind == "domains" else field
+        self._ids, self.labels, classes = np.arange(len(dataset)), dataset.labels, tuple(manifest.classes)
+        if manifest.kind == "domains":
+            names: list[str] = [one.name for one in manifest.batch_fields]
+            domain = names.index(field)
+            self._ids = np.flatnonzero(self.labels == domain)
+            self.labels, classes = np.zeros(len(self._ids), dtype=np.int64), classes[domain : domain + 1]
+        self.manifest = _Manifest(hashlib.sha256(f"{manifest.hash} {field}".encode()).hexdigest(), classes)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def read(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images [N, C, H, W] of these numbers.
+
+        Raises:
+            DataError: a sample is damaged; names shard, key and offset.
+        """
+        return self._dataset.read_fields(self._ids[ids])[self._field]
+
+
+def field_images(images: RealImages, field: str) -> RealImages:
+    """A field of a packed data set of several, as :class:`FieldImages`; any other set as it is.
+
+    Raises:
+        EvaluationError: the data set has fields, but not this one.
+    """
+    if not isinstance(images, ShardedDataset) or len(images.manifest.batch_fields) == 1:
+        return images
+    names = [one.name for one in images.manifest.batch_fields]
+    if field not in names:
+        raise EvaluationError(
+            f"{images.place} has the fields {', '.join(names)} and no {field}; name another data set."
+        )
+    return FieldImages(images, field)
 
 
 @contextmanager

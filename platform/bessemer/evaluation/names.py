@@ -16,11 +16,13 @@ __all__ = [
     "LIKELIHOODS",
     "METRICS",
     "SPEEDS",
+    "TARGETS",
     "ExtractorName",
     "Kind",
     "Metric",
     "MetricKind",
     "Speed",
+    "SplitMetrics",
     "describe_metrics",
     "parse_metric",
     "split_metrics",
@@ -179,6 +181,14 @@ LIKELIHOODS: Final[dict[str, str]] = {
 """Metrics that compare no images and need no extractor, for systems with a likelihood; lower is better."""
 
 
+TARGETS: Final[dict[str, Kind]] = {
+    "l1": Kind("mean absolute difference of translations and targets, of colours from 0 to 1", False, "8 bits"),
+    "psnr": Kind("their peak signal-to-noise ratio in dB", True, "8 bits, mean over images"),
+    "ssim": Kind("their structural similarity", True, "8 bits, window of 11, mean over images"),
+}
+"""Metrics of translated pairs, which compare each output with its own target and need no extractor."""
+
+
 class Speed(NamedTuple):
     """A speed of sampling."""
 
@@ -238,11 +248,23 @@ def parse_metric(name: str) -> Metric:
 
 def describe_metrics() -> str:
     """One sentence for the help of commands."""
-    alone, kinds, extractors = (", ".join(names) for names in ([*LIKELIHOODS, *SPEEDS], KINDS, EXTRACTORS))
+    alone, kinds, extractors = (", ".join(names) for names in ([*LIKELIHOODS, *TARGETS, *SPEEDS], KINDS, EXTRACTORS))
     return f"{alone}, fid, or KIND_EXTRACTOR with a kind of {kinds} and an extractor of {extractors}"
 
 
-def split_metrics(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Those of `names` that compare images on an extractor's features, and the likelihoods; both in their order."""
+class SplitMetrics(NamedTuple):
+    """Names of metrics by what they need, each in the order given."""
+
+    compared: list[str]
+    """Compare sets of images on an extractor's features."""
+    likelihoods: list[str]
+    """Keys of :data:`LIKELIHOODS`."""
+    targets: list[str]
+    """Keys of :data:`TARGETS`."""
+
+
+def split_metrics(names: Iterable[str]) -> SplitMetrics:
+    """`names` sorted out."""
     names = list(names)
-    return [n for n in names if n not in LIKELIHOODS], [n for n in names if n in LIKELIHOODS]
+    alone = [[n for n in names if n in known] for known in (LIKELIHOODS, TARGETS)]
+    return SplitMetrics([n for n in names if n not in LIKELIHOODS and n not in TARGETS], *alone)

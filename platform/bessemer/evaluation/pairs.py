@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bessemer.evaluation.evaluate import Balance, SampledWeights, sampled_counts
 from bessemer.evaluation.grid import tile
+from bessemer.evaluation.inputs import Inputs
 from bessemer.evaluation.resize import resize_bicubic
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, allocate_labels, draw_chunk, prepare, sampling_mode, to_uint8
 from bessemer.systems.contract import System
@@ -48,15 +49,17 @@ def draw_one(
     truncation: float | None,
     balance: Balance,
     device: torch.device | str,
+    inputs: Inputs | None = None,
 ) -> Read:
-    """Draws images of an evaluation again by their numbers: each is a function of its chunk's generator alone."""
+    """Draws images of an evaluation again by their numbers: each is a function of its chunk's generator and input."""
     counts = sampled_counts(info.class_counts, balance)
-    labels = allocate_labels(counts, samples)
+    labels = allocate_labels(counts, samples) if inputs is None else inputs.labels
+    protocol: dict[str, Any] = {"seed": seed, "truncation": truncation, "device": device, "inputs": inputs}
     prepare(system, counts, seed=seed, truncation=truncation, device=device)
 
     def read(number: int) -> NDArray[np.uint8]:
         with sampling_mode(system):
-            chunk = draw_chunk(system, labels, number // SAMPLE_CHUNK, seed=seed, truncation=truncation, device=device)
+            chunk = draw_chunk(system, labels, number // SAMPLE_CHUNK, **protocol)
         image: NDArray[np.uint8] = to_uint8(chunk[number % SAMPLE_CHUNK]).cpu().numpy()
         return image
 

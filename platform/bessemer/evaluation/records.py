@@ -39,7 +39,8 @@ class EvaluationRecord:
     truncation: float | None
     """Truncation of the latents; ``None`` for none."""
     balance: str
-    """Classes of the generated images: in proportions of the `data`, `uniform`, or as they were `given`."""
+    """Classes of the generated images: in proportions of the `data`, `uniform`, or as they were `given`; of
+    translations, which `inputs` they were made from."""
     weights: str
     """Which weights were sampled, by the profile of the moving average; `images` for images that others made."""
     weights_sha256: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 
 from bessemer.nn.modes import evaluation_mode
 from bessemer.nn.norm import renew_statistics
-from bessemer.systems.contract import System
+from bessemer.systems.contract import Batch, System
 from bessemer.training.rng import generator
+
+if TYPE_CHECKING:
+    from bessemer.evaluation.inputs import Inputs
 
 __all__ = [
     "SAMPLE_CHUNK",
@@ -78,11 +82,16 @@ def draw_chunk(
     seed: int,
     truncation: float | None,
     device: torch.device | str,
+    inputs: Inputs | None = None,
 ) -> Tensor:
-    """Samples of chunk number `chunk` of the labels of a whole evaluation: [<=32, *sample_shape] float32 in [-1, 1]."""
-    own = torch.from_numpy(labels[chunk * SAMPLE_CHUNK : (chunk + 1) * SAMPLE_CHUNK]).to(device)
+    """Samples of chunk number `chunk` of the labels of a whole evaluation: [<=32, *sample_shape] float32 in [-1, 1].
+
+    Made from `inputs`, for systems to which something is given.
+    """
+    rows = slice(chunk * SAMPLE_CHUNK, (chunk + 1) * SAMPLE_CHUNK)
+    own = Batch(None, torch.from_numpy(labels[rows]).to(device)) if inputs is None else inputs.batch(rows, device)
     with torch.no_grad():
-        return system.sample(own, generator(device, seed, "sample", chunk), truncation)
+        return system.sample_for(own, generator(device, seed, "sample", chunk), truncation)
 
 
 def to_uint8(images: Tensor) -> Tensor:

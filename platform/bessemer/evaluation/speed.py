@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import torch
 
+from bessemer.evaluation.inputs import blank_inputs
 from bessemer.evaluation.names import SPEEDS
 from bessemer.evaluation.sampling import allocate_labels, prepare, sampling_mode, to_stored
-from bessemer.systems.contract import System
+from bessemer.systems.contract import Batch, System
 from bessemer.training.rng import generator
 
 __all__ = ["SpeedRecord", "hardware_name", "measure_speed"]
@@ -98,10 +99,10 @@ def measure_speed(
         size = 1 if metric == "latency_ms" else batch_size
         prepare(system, info.class_counts, seed=seed, truncation=truncation, device=device)
         labels = torch.from_numpy(allocate_labels(info.class_counts, size)).to(device)
-        draws = generator(device, seed, "speed")
+        batch, draws = blank_inputs(system, labels), generator(device, seed, "speed")
 
-        def draw(labels: torch.Tensor = labels, draws: torch.Generator = draws) -> None:
-            to_stored(system.sample_field, system.sample(labels, draws, truncation))
+        def draw(batch: Batch = batch, draws: torch.Generator = draws) -> None:
+            to_stored(system.sample_field, system.sample_for(batch, draws, truncation))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 

@@ -16,15 +16,17 @@ from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.opening import open_job_data
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
-from bessemer.evaluation.grid import sample_grid
-from bessemer.evaluation.likelihood import evaluate_likelihood
+from bessemer.evaluation.grid import sample_grid, translation_sheet
+from bessemer.evaluation.likelihood import LikelihoodRecord, evaluate_likelihood
 from bessemer.evaluation.names import split_metrics
 from bessemer.evaluation.sampling import recompute_batch_norm
+from bessemer.evaluation.targets import TargetRecord, evaluate_targets
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.orchestration.verdict import Verdict, verdict_on
 from bessemer.spec.job import JobSpec
 from bessemer.systems.contract import Clock, System
 from bessemer.systems.snapshot import SnapshotInfo, fill_networks, sampled_state, save_snapshot
+from bessemer.systems.translating import TranslationSystem
 from bessemer.training.checkpoint_files import kimg_name
 from bessemer.training.distributed import Workers
 from bessemer.training.guards import RollBack
@@ -81,15 +83,26 @@ class Judge:
             On the first worker, whether the results were wanted.
         """
         spec, seed = self._job.evaluation, self._job.seed
-        compared, likelihoods = split_metrics(spec.metrics)
+        compared, likelihoods, targets = split_metrics(spec.metrics)
         with held_out_images(self._job, self._dataset) as held_out:
-            bounds = evaluate_likelihood(  # first: sampling renews BatchNorm statistics
+            alone: list[LikelihoodRecord | TargetRecord] = []
+            alone += evaluate_likelihood(  # first: sampling renews BatchNorm statistics
                 system,
                 info,
                 held_out,
                 likelihoods,
                 samples=spec.samples,
                 importance_samples=spec.importance_samples,
+                seed=seed,
+                device=self._workers.device,
+                group=self._workers,
+            )
+            alone += evaluate_targets(
+                system,
+                info,
+                held_out,
+                targets,
+                samples=spec.samples,
                 seed=seed,
                 device=self._workers.device,
                 group=self._workers,
@@ -107,12 +120,16 @@ class Judge:
                 device=self._workers.device,
                 group=self._workers,
             )
-        if not self._workers.is_first:
-            return False
-        grid = sample_grid(system, info.class_counts, spec.grid, seed=seed, truncation=spec.truncation)
+            if not self._workers.is_first:
+                return False
+            grid = (
+                translation_sheet(system, held_out, spec.grid, seed)
+                if isinstance(system, TranslationSystem)
+                else sample_grid(system, info.class_counts, spec.grid, seed=seed, truncation=spec.truncation)
+            )
         if not wanted():
             return False
-        for fields in [r.as_dict() for r in bounds] + [r.as_dict() for r in records]:
+        for fields in [r.as_dict() for r in (*alone, *records)]:
             self._write("evaluation", info.nimg, **fields)
         name = f"samples/{kimg_name(info.nimg)}.png"
         grid.save(self._run.path / name)

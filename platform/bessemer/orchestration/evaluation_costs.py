@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.extractors import Extractor, get_extractor
 from bessemer.evaluation.grid import columns_of
+from bessemer.evaluation.inputs import blank_inputs
 from bessemer.evaluation.names import parse_metric, split_metrics
 from bessemer.evaluation.sampling import SAMPLE_CHUNK
 from bessemer.spec.job import EvaluationSpec
@@ -67,7 +68,7 @@ def evaluation_cost(spec: EvaluationSpec, build: Callable[[], System], *, host: 
         2 * images,
     ]
     weights, uncounted = 0, list[str]()
-    compared, _ = split_metrics(spec.metrics)
+    compared = split_metrics(spec.metrics).compared
     wanted = [parse_metric(metric) for metric in compared]
     if any(metric.is_path for metric in wanted):  # both ends of a step are drawn at once
         moments.append(_drawing(build, 2 * SAMPLE_CHUNK))
@@ -99,7 +100,7 @@ def _drawing(build: Callable[[], System], count: int) -> int:
                 system.prepare_sampling(labels, generator("cpu", 0, "standing"))
             sampled.eval()  # the pass that was left had changed it
             with suppress(_Enough), _Limit():
-                system.sample(labels, generator("cpu", 0, "sample"))
+                system.sample_for(blank_inputs(system, labels), generator("cpu", 0, "sample"))
     return int(live.peak)
 
 

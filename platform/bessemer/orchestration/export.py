@@ -100,4 +100,4 @@ def _classes(run: RunDirectory, data_hash: str) -> tuple[list[str], list[int]]:
         ) from None
     if manifest.hash != data_hash:
         raise RunError(f"data.path {path}: is not the data set that {run.path} was trained on; its hash differs.")
-    return list(manifest.classes), list(manifest.class_counts)
+    return list(manifest.sampled_classes), list(manifest.sampled_classes.values())

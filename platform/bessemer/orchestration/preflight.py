@@ -55,7 +55,7 @@ def preflight(job: JobSpec, runs_root: Path) -> None:
 
     RunDirectory.check_root(runs_root)
     check_job(job)
-    compared, _ = split_metrics(job.evaluation.metrics)
+    compared = split_metrics(job.evaluation.metrics).compared
     for extractor in dict.fromkeys(parse_metric(name).extractor for name in compared):
         get_extractor(extractor)
     if job.checkpoint.upload is not None:

@@ -78,15 +78,16 @@ def check_search(prepared: Prepared, root: Path) -> None:
     Raises:
         BessemerError: names the field or file, the value, the rule and the fix.
     """
-    from bessemer.evaluation.names import KINDS, parse_metric, split_metrics
+    from bessemer.evaluation.names import KINDS, TARGETS, parse_metric, split_metrics
     from bessemer.orchestration.search_points import check_searcher
     from bessemer.orchestration.worker import check_job
 
     search, base, _ = prepared
     check_searcher(search)
     objective = search.objective
-    compared, _ = split_metrics([objective.metric])
-    higher = bool(compared) and KINDS[parse_metric(objective.metric).kind].higher_is_better
+    compared, _, targets = split_metrics([objective.metric])
+    kinds = [KINDS[parse_metric(name).kind] for name in compared] + [TARGETS[name] for name in targets]
+    higher = any(kind.higher_is_better for kind in kinds)
     if higher != (objective.mode == "max"):
         right = "max" if higher else "min"
         raise SpecError(f"objective.mode: {objective.mode} is the wrong way for {objective.metric}; set it to {right}.")

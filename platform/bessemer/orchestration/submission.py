@@ -86,7 +86,7 @@ def check_before_sending(job: JobSpec) -> tuple[JobSpec, list[str]]:
     from bessemer.orchestration.worker import check_job
     from bessemer.systems.registry import resolve_config
 
-    for name in split_metrics(job.evaluation.metrics)[0]:
+    for name in split_metrics(job.evaluation.metrics).compared:
         parse_metric(name)
     resolve_config(job.system.name, job.system.preset, job.system.config)
     left = []

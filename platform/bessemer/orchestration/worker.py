@@ -27,6 +27,7 @@ from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.grid import Sheet, columns_of
 from bessemer.evaluation.names import CLIP_KINDS, parse_metric, split_metrics
 from bessemer.evaluation.paths import check_walkable
+from bessemer.evaluation.targets import check_targets
 from bessemer.orchestration.backlog import Backlog
 from bessemer.orchestration.elsewhere import restore_run
 from bessemer.orchestration.evaluation import EvaluationBeside, EvaluationInTraining, Judge, held_out_images
@@ -80,17 +81,24 @@ def check_job(job: JobSpec) -> System:
         with held_out_images(job, dataset):
             pass
         _check_metrics(job, system, dataset.manifest.kind)
+    _check_held_out(job, system)
+    if system.given and job.ema.batch_norm == "recomputed":
+        raise SpecError(
+            f"ema.batch_norm: recomputed takes statistics of samples drawn from noise, and {system.name} makes them "
+            "from inputs; set it to copied."
+        )
     check_training(job.training, system)
     return system
 
 
 def _check_metrics(job: JobSpec, system: System, kind: Kind) -> None:
     """Refuse metrics that the system or its kind of data cannot have."""
-    compared, likelihoods = split_metrics(job.evaluation.metrics)
+    compared, likelihoods, targets = split_metrics(job.evaluation.metrics)
+    made = "images" if kind in ("pairs", "domains") else kind
     for name in compared:
         metric = parse_metric(name)
         what = "clips" if metric.kind in CLIP_KINDS else "images"
-        if what != kind:
+        if what != made:
             fix = (
                 f"use fdframes_{metric.extractor} or fdsteps_{metric.extractor}" if kind == "clips" else "leave it out"
             )
@@ -101,6 +109,19 @@ def _check_metrics(job: JobSpec, system: System, kind: Kind) -> None:
         raise SpecError(
             f"evaluation.metrics: {', '.join(likelihoods)} needs a likelihood, and {system.name} has none; use metrics "
             "of its samples, such as kid_efflite0."
+        )
+    for name in targets:
+        check_targets(system, name)
+
+
+def _check_held_out(job: JobSpec, system: System) -> None:
+    """A set that nothing reads is a mistake."""
+    asks = any(metric.startswith(("bits_per_dim", "cas_", "cas-")) for metric in job.evaluation.metrics)
+    if job.evaluation.held_out is not None and not asks and not system.given:
+        raise SpecError(
+            f"evaluation.held_out: {job.evaluation.held_out} has no effect while evaluation.metrics lacks bits_per_dim "
+            f"and classification accuracies such as cas_efflite0, and {system.name} translates nothing; add one there, "
+            "or remove the field."
         )
 
 
@@ -184,8 +205,8 @@ def _train(run: RunDirectory, until_kimg: float) -> bool:
             ema=ema_profile(job.ema),
             seed=job.seed,
             data_hash=dataset.manifest.hash,
-            class_names=list(dataset.manifest.classes),
-            class_counts=list(dataset.manifest.class_counts),
+            class_names=list(dataset.manifest.sampled_classes),
+            class_counts=list(dataset.manifest.sampled_classes.values()),
         )
         identity = Identity(
             system=job.system.name,

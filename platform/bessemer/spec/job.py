@@ -254,7 +254,8 @@ class EvaluationSpec(Section):
     """Metrics during training. A metric's name holds its feature extractor."""
 
     metrics: tuple[str, ...] = ()
-    """Names such as `kid_efflite0`, `fd_efflite0`, `fid` or `bits_per_dim`; `bessemer evaluate --help` lists them."""
+    """Names such as `kid_efflite0`, `fd_efflite0`, `fid`, `bits_per_dim` or, of translated pairs, `psnr`;
+    `bessemer evaluate --help` lists them."""
     every_kimg: PositiveKimg = 50.0
     """Distance between two evaluations; the final generator is always evaluated."""
     untrained: bool = True
@@ -267,8 +268,8 @@ class EvaluationSpec(Section):
     truncation: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Truncation of the latents while evaluating; unset for none."""
     held_out: str | None = None
-    """Packed set of images that are not trained on, for `bits_per_dim` and `cas_...`; those of `data.path` when
-    unset."""
+    """Packed set of images that are not trained on, for `bits_per_dim` and `cas_...`, and for translations to begin
+    with; those of `data.path` when unset."""
     importance_samples: Annotated[int, Field(ge=1)] = 1
     """Draws of the latents per image for `bits_per_dim`; 1 for the ELBO, more for a tighter bound."""
     grid: Annotated[int, Field(ge=1, le=32)] = 8

@@ -224,6 +224,8 @@ class System(ABC):
     `target_channels` (pairs), `frames` (clips), `samples` and `rate` (sound), `bits`."""
     takes: ClassVar[tuple[str, ...]] = ("images",)
     """Fields of a batch that the losses read, as the data set must have them. Samples are like the last one."""
+    given: ClassVar[tuple[str, ...]] = ()
+    """Those of :attr:`takes` that a sample is made from; none, as here, where noise and a class are enough."""
 
     init_images: ClassVar[int] = 0
     """Images from which :meth:`init_from_data` sets initial weights; 0, as here, where data play no part in them."""
@@ -302,6 +304,18 @@ class System(ABC):
         Returns:
             [N, *sample_shape] float32 in [-1, 1], as the field :attr:`sample_field` of a batch.
         """
+
+    def sample_for(self, batch: Batch, generator: Generator, truncation: float | None = None) -> Tensor:
+        """Draw a sample for each of `batch`: of its class, as here, or made from its fields :attr:`given`.
+
+        Args:
+            batch: labels, and the fields that are given; others are not looked at.
+            generator, truncation: as for :meth:`sample`.
+
+        Returns:
+            As of :meth:`sample`, one for each of the batch.
+        """
+        return self.sample(batch.labels, generator, truncation)
 
     @property
     def batch_shapes(self) -> Mapping[str, tuple[int, ...]]:
