@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from bessemer.evaluation.names import LIKELIHOODS
+from bessemer.evaluation.names import LIKELIHOODS, TARGETS
 from bessemer.systems.contract import LikelihoodSystem, System
 from bessemer.systems.registry import all_systems, build
 
@@ -78,7 +78,9 @@ def page(name: str) -> str:
         first = build(name, next(iter(system.presets)))
     source = Path(inspect.getfile(system)).relative_to(ROOT / "platform" / "bessemer" / "systems")
     likelihoods = [*LIKELIHOODS] if issubclass(system, LikelihoodSystem) else []
-    metrics = ", ".join([*(f"`{key}`" for key in likelihoods), "all metrics of samples"])
+    targets = [*TARGETS] if "targets" in system.takes else []
+    metrics = ", ".join([*(f"`{key}`" for key in (*likelihoods, *targets)), "all metrics of samples"])
+    sampler = system.sample_for if system.given else system.sample
     lines = [
         f"# {name}", "",
         "<!-- written by scripts/document_systems.py -->", "",
@@ -89,7 +91,7 @@ def page(name: str) -> str:
         f"Source: [`systems/{source}`](../../platform/bessemer/systems/{source})", "",
         "## Presets", "", "Parameters of each network.", "", *presets(system), "",
         f"## Training, as preset `{next(iter(system.presets))}` has it", "", *training(first), "",
-        "## Sampling", "", prose(system.sample.__doc__ or System.sample.__doc__ or ""), "",
+        "## Sampling", "", prose(sampler.__doc__ or System.sample.__doc__ or ""), "",
         "## Fields", "", f"Of `system.config` in a job. {prose(system.Config.__doc__ or '')}", "",
         *table(system.Config.model_json_schema(), ""), "",
         "## Jobs", "", *jobs(name), "",

@@ -47,25 +47,27 @@ def list_systems(as_json: Json = False) -> None:
         return
     rows = []
     for s in systems:
-        likelihoods = ", ".join(name for name in _metrics(s) if name in _likelihoods())
+        own = ", ".join(_own_metrics(s))
         found = re.search(r"(arXiv|doi):[^\s;,]+", s.paper)
         paper = found.group() if found else ""
-        rows.append((s.name, s.family, s.modality, paper, likelihoods or "samples", ", ".join(s.presets)))
+        rows.append((s.name, s.family, s.modality, paper, own or "samples", ", ".join(s.presets)))
     table(("SYSTEM", "FAMILY", "DATA", "PAPER", "METRICS", "PRESETS"), rows)
 
 
-def _likelihoods() -> list[str]:
-    from bessemer.evaluation.names import LIKELIHOODS
+def _own_metrics(system: type[System]) -> list[str]:
+    """Metrics that not every system has: of its likelihood, or of targets."""
+    from bessemer.evaluation.names import LIKELIHOODS, TARGETS
+    from bessemer.systems.contract import LikelihoodSystem
 
-    return list(LIKELIHOODS)
+    likelihoods = LIKELIHOODS if issubclass(system, LikelihoodSystem) else ()
+    return [*likelihoods, *(TARGETS if "targets" in system.takes else ())]
 
 
 def _metrics(system: type[System]) -> list[str]:
-    """Names of the metrics that evaluate a system: those of samples evaluate all, likelihoods those that have one."""
+    """Names of the metrics that evaluate a system: its own, and those of samples, which evaluate all."""
     from bessemer.evaluation.names import METRICS
-    from bessemer.systems.contract import LikelihoodSystem
 
-    return [*(_likelihoods() if issubclass(system, LikelihoodSystem) else ()), *METRICS]
+    return [*_own_metrics(system), *METRICS]
 
 
 @app.command()

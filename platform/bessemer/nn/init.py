@@ -9,6 +9,7 @@ from torch import Generator, nn
 
 from bessemer.nn.attention import SelfAttention
 from bessemer.nn.convolutions import WNConv2d
+from bessemer.nn.instance_norm import InstanceNorm
 from bessemer.nn.norm import AffineBatchNorm, BatchNorm
 from bessemer.nn.spectral import SpectralNorm
 
@@ -51,5 +52,7 @@ def init_weights(module: nn.Module, generator: Generator, weights: WeightInit) -
             if isinstance(layer, AffineBatchNorm):
                 nn.init.ones_(layer.gain)
                 nn.init.zeros_(layer.bias)
+        elif isinstance(layer, InstanceNorm):
+            layer.reset()
         elif isinstance(layer, SelfAttention):
             nn.init.zeros_(layer.gamma)

@@ -1,0 +1,1 @@
+"""Translation of images into images of another kind."""
