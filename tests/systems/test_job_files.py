@@ -20,7 +20,7 @@ from bessemer.training.schedule import lr_factor
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 EACH = pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-CLASSES = {"digits": 10, "digits8": 10, "mnist": 10, "cifar10": 10}
+CLASSES = {"digits": 10, "digits8": 10, "mnist": 10, "cifar10": 10, "moving-digits": 10, "plucked": 4, "vctk": 109}
 
 
 def _packs(path: Path) -> dict[str, dict[str, str]]:
@@ -39,7 +39,10 @@ def _system(path: Path) -> System:
     facts = {}
     if (options := _packs(path).get(job.data.path)) is not None:
         grey = options["source"] == "digits" or options.get("--mode") == "L"
-        facts = {"resolution": int(options["--size"]), "channels": 1 if grey else 3}
+        if "--size" in options:  # else it is sound
+            facts = {"resolution": int(options["--size"]), "channels": 1 if grey else 3}
+        if "--length" in options:
+            facts["frames" if "--size" in options else "samples"] = int(options["--length"])
         facts["classes"] = CLASSES.get(Path(job.data.path).name, 1000 if "imagenet" in job.data.path else 1)
     with torch.device("meta"):
         return build(job.system.name, job.system.preset, job.system.config, facts)

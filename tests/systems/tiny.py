@@ -55,6 +55,14 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
         "latent_dim": 8, "channel_base": 64, "channel_max": 8, "resolution": 8, "fade_kimg": 0.016,
         "stable_kimg": 0.016,
     },
+    "dvdgan": {
+        "frames": 4, "spatial_frames": 2, "generator_width": 2, "discriminator_width": 2, "latent_dim": 4,
+        "shared_dim": 3, "classes": 3,
+    },
+    "wavenet": {
+        "samples": 24, "rate": 100, "levels": 16, "blocks": 2, "layers": 3, "width": 4, "gate_width": 5,
+        "skip_width": 6, "classes": 3,
+    },
     "infogan": {"noise_dim": 4, "width": 4, "hidden": 16, "q_hidden": 8},
     "bigan": {"latent_dim": 4, "hidden": 16},
     "pix2pix": {"width": 4, "discriminator_width": 4, "target_channels": 1},

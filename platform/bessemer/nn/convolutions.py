@@ -16,6 +16,7 @@ from bessemer.nn.resample import conv3x3_downsample, upsample_conv3x3
 from bessemer.nn.unset import Unset
 
 __all__ = [
+    "Conv1d",
     "Conv2d",
     "DoublingConv2d",
     "HalvingConv2d",
@@ -41,6 +42,13 @@ def weight_normalised(direction: Tensor, log_gain: Tensor) -> Tensor:
 
 class Linear(Unset, nn.Linear):
     """A linear layer."""
+
+
+class Conv1d(Unset, nn.Conv1d):
+    """A 1-D convolution without padding."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *, dilation: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, dilation=dilation)
 
 
 class Conv2d(Unset, nn.Conv2d):

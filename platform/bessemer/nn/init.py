@@ -30,7 +30,7 @@ def init_weights(module: nn.Module, generator: Generator, weights: WeightInit) -
         generator: on the device of the module.
     """
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)):
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)):
             if weights == "orthogonal":
                 nn.init.orthogonal_(layer.weight, generator=generator)
             elif weights == "normal":

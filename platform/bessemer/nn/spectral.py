@@ -18,7 +18,7 @@ from bessemer.nn.precision import full_precision
 from bessemer.nn.unset import Unset
 from bessemer.nn.update_state import UpdateStateLayer
 
-__all__ = ["SNConv2d", "SNEmbedding", "SNLinear", "SpectralNorm", "power_iterate"]
+__all__ = ["SNConv2d", "SNConv3d", "SNEmbedding", "SNLinear", "SpectralNorm", "power_iterate"]
 
 
 class SpectralNorm(Unset, UpdateStateLayer):
@@ -82,6 +82,22 @@ class SNConv2d(SpectralNorm, ResamplingConv2d):
 
     def effective_weight(self) -> Tensor:
         return self.normalised_weight()
+
+
+class SNConv3d(SpectralNorm, nn.Conv3d):
+    """Spectrally normalised 3-D convolution that keeps the size.
+
+    Args:
+        kernel_size: odd, of all three dimensions; padding is half of it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, eps: float = 1e-12) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self._register_u(eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, T, H, W] -> [N, out, T, H, W]."""
+        return F.conv3d(x, self.normalised_weight(), self.bias, padding=self.padding)
 
 
 class SNLinear(SpectralNorm, nn.Linear):
