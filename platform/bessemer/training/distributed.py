@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bessemer.errors import MachineError
 
-__all__ = ["Workers", "end_process", "init_deepspeed", "join_workers"]
+__all__ = ["Workers", "end_process", "import_deepspeed", "init_deepspeed", "join_workers"]
 
 T = TypeVar("T")
 
@@ -127,14 +127,38 @@ def join_workers() -> Iterator[Workers]:
             dist.destroy_process_group()
 
 
+def import_deepspeed(device_type: str) -> None:
+    """Import DeepSpeed for "cpu" or "cuda" devices without two things that it can do without: 3 of 9 s of CPU time.
+
+    Its autotuner imports MLflow, which it takes for not installed where that fails. And its list of optimizers imports
+    Muon, which asks for a compiled function and so loads all of inductor; no job can ask for Muon.
+    """
+    # Said, not found out: a process may have been given no GPUs yet.
+    os.environ.setdefault("DS_ACCELERATOR", device_type)
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # Python's own way to say that there is none
+    try:
+        from deepspeed.runtime import compiler
+
+        compile_ = compiler.compile
+        compiler.compile = lambda *_, **__: lambda function: function
+        try:
+            import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+        finally:
+            compiler.compile = compile_
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+
+
 def init_deepspeed(device: torch.device) -> None:
     """Hand our process group to DeepSpeed.
 
     On the CPU, DeepSpeed would compile its shared-memory collectives at the first start (minutes, and a lock that
     hangs the next start if it is killed meanwhile). gloo does without: the ops are declared incompatible.
     """
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import_deepspeed(device.type)
     import deepspeed
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
