@@ -169,6 +169,28 @@ def test_clusters_that_cannot_be_reached_are_named(head: Head, monkeypatch: pyte
         dashboard_url(head.url)
 
 
+ASK_TWICE = """
+import os, sys
+from bessemer.orchestration.submission import Cluster
+before = dict(os.environ)
+cluster = Cluster(sys.argv[1])
+assert dict(os.environ) == before, "what is started from here would find another cluster's settings"
+assert cluster.submissions() == Cluster(sys.argv[1]).submissions() == []
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["disabled", None])
+def test_asking_a_cluster_leaves_the_environment_alone(head: Head, mode: str | None) -> None:
+    env = {**os.environ, "RAY_AUTH_TOKEN": head.token} | ({"RAY_AUTH_MODE": mode} if mode else {})
+    if mode is None:
+        env.pop("RAY_AUTH_MODE", None)
+    command = [sys.executable, "-c", ASK_TWICE, head.url]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(head: Head, job: Path, tmp_path: Path) -> None:

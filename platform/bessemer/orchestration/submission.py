@@ -117,12 +117,11 @@ class Cluster:
     def __init__(self, address: str) -> None:
         self.url = dashboard_url(address)
         headers = auth_headers()
-        # Before Ray is imported: it chooses a mode where none is set, and these variables win over what it is told.
-        os.environ["RAY_AUTH_MODE"] = "token" if headers else "disabled"
-        os.environ["RAY_API_SERVER_ADDRESS"] = self.url
-        from ray.job_submission import JobSubmissionClient
+        # Ray chooses a mode as it is imported where none is set, and these variables win over what it is told.
+        with _environment(RAY_AUTH_MODE="token" if headers else "disabled", RAY_API_SERVER_ADDRESS=self.url):
+            from ray.job_submission import JobSubmissionClient
 
-        self._client: Any = JobSubmissionClient(self.url, headers=headers)
+            self._client: Any = JobSubmissionClient(self.url, headers=headers)
 
     def submit(self, job: JobSpec, runs: Path) -> Submission:
         """Start a new run, in a directory of its own below `runs`.
@@ -256,6 +255,21 @@ class Cluster:
             raise MachineError(f"{self.url}: does not answer any more ({type(e).__name__}); try again.") from None
         except RuntimeError as e:
             raise MachineError(f"{self.url}: refused the request ({str(e).strip().splitlines()[0][:300]}).") from None
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables meanwhile: what this process starts later has an authentication of its own."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _read(details: Any) -> Submission | None:
