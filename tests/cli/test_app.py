@@ -39,6 +39,7 @@ VERBS = [
     "plan",
     "project",
     "quickstart",
+    "register",
     "report",
     "resume",
     "runs",

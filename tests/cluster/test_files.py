@@ -222,7 +222,7 @@ def test_the_mlflow_server_starts_with_users_in_the_database(tmp_path: Path) -> 
     done = subprocess.run(
         ["sh", CLUSTER / "mlflow/serve.sh", "--port=5000"], env=env, capture_output=True, text=True, check=True
     )
-    database = "postgresql://mlflow:pw@database:5432/mlflow"
+    database = "postgresql+psycopg2://mlflow:pw@database:5432/mlflow"
     assert done.stdout == f"{database} server --port=5000\n"
     assert stat.S_IMODE(ini.stat().st_mode) == 0o600
     written = configparser.ConfigParser()

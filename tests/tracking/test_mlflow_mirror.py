@@ -17,7 +17,6 @@ from bessemer.spec.job import TrackingSpec
 from bessemer.tracking.files import hold_lock
 from bessemer.tracking.journal import read_entries, read_journal
 from bessemer.tracking.mlflow_mirror import MlflowMirror, replay
-from bessemer.tracking.mlflow_store import quiet_mlflow
 
 pytestmark = [
     pytest.mark.slow,  # MLflow takes seconds to import and to make its tables
@@ -26,26 +25,6 @@ pytestmark = [
 ]
 
 SPEC = TrackingSpec(uri="sqlite:///mlflow.db", experiment="tests")
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, copying them none."""
-    import warnings
-
-    quiet_mlflow()
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)
-        from mlflow import MlflowClient
-
-        MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def database(runs_root: Path, empty_database: Path) -> Path:
-    return Path(shutil.copy(empty_database, runs_root / "mlflow.db"))
 
 
 class Store:

@@ -23,6 +23,7 @@ from bessemer.cli import (
     plan,
     project,
     quickstart,
+    register,
     report,
     runs,
     sample,
@@ -82,6 +83,7 @@ app.command(short_help="Set runs side by side.")(compare.compare)
 app.command(short_help="Rank runs, where they are comparable.")(compare.leaderboard)
 app.command(short_help="Write a page of runs: samples, curves, provenance.")(report.report)
 app.command(short_help="Serve a live page of all runs.")(board.board)
+app.command(short_help="Put a run's weights into MLflow's model registry.")(register.register)
 app.command(short_help="Draw a grid of images.")(sample.sample)
 app.command(short_help="Find an image in the latent space of a StyleGAN2.")(project.project)
 app.command(short_help="Compare generated images with real ones.")(evaluate.evaluate)

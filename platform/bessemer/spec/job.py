@@ -294,6 +294,9 @@ class TrackingSpec(Section):
     """MLflow tracking URI; a relative sqlite path is taken from the runs directory."""
     experiment: str = "bessemer"
     """MLflow experiment."""
+    registry: bool = False
+    """When the run has finished, copy its newest and its best snapshot into MLflow's model registry, under the job's
+    name, as `latest` and `best`. `bessemer register RUN` does it at any time."""
 
 
 class AlertsSpec(Section):

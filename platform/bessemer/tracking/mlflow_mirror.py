@@ -10,22 +10,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from bessemer.errors import TrackingError
+from bessemer.errors import BessemerError, TrackingError
 from bessemer.spec.job import TrackingSpec
 from bessemer.tracking.files import hold_lock
 from bessemer.tracking.journal import Journal, read_entries
 from bessemer.tracking.mlflow_store import redact, resolve_uri
 from bessemer.tracking.mlflow_transfer import FinalStatus, Transfer
-from bessemer.tracking.runs import load_run
+from bessemer.tracking.registry import Entry
+from bessemer.tracking.runs import Run, load_run
 
-__all__ = ["MlflowMirror", "replay"]
+__all__ = ["MlflowMirror", "register_run", "replay"]
 
 _LOCK_FILE = ".mlflow.lock"
-_INTERVAL, _LONGEST_INTERVAL = 2.0, 60.0  # seconds
+_INTERVAL, _LONGEST_INTERVAL, _UPLOAD = 2.0, 60.0, 540.0  # seconds
 _FINAL_STATUS: dict[str, FinalStatus] = {"finished": "FINISHED", "failed": "FAILED"}
 
 _log = logging.getLogger(__name__)
@@ -65,13 +67,14 @@ class MlflowMirror:
     def stop(self, final_status: FinalStatus, timeout: float = 60.0) -> bool:
         """Send the rest, with report.html if it is there, and end the MLflow run.
 
-        Waits ``timeout`` seconds at most. Returns whether MLflow has everything; if not, a warning event says how to
-        complete it.
+        Waits ``timeout`` seconds at most, and nine minutes more where weights are registered. Returns whether MLflow
+        has everything; if not, a warning event says how to complete it.
         """
         if self._thread is None:
             return True
         self._final_status = final_status
         self._stopping.set()
+        timeout += _UPLOAD if self._spec.registry else 0
         self._thread.join(timeout)
         if self._thread.is_alive():
             self._warn(f"the store did not answer within {timeout:g} s; {self._remedy}")
@@ -90,6 +93,8 @@ class MlflowMirror:
                     self._transfer.send_new()
                     if stopping:
                         self._transfer.finish(self._final_status)
+                        if self._spec.registry and self._final_status == "FINISHED":
+                            self._transfer.register()
                         self._complete = True
                 # Whatever MLflow, its database driver or the disk raise: tracking may fail, training goes on.
                 except Exception as error:
@@ -125,6 +130,8 @@ class MlflowMirror:
 def replay(run_dir: str | Path, spec: TrackingSpec | None = None, runs_root: str | Path | None = None) -> str:
     """Send to MLflow what it lacks of a run that is not mirrored at the moment, and set how the run ended.
 
+    A finished run whose job says `tracking.registry` is registered, too.
+
     Args:
         run_dir: directory of the run.
         spec: where to; None takes it from the run's job.yaml.
@@ -137,7 +144,31 @@ def replay(run_dir: str | Path, spec: TrackingSpec | None = None, runs_root: str
         TrackingError: the store refuses or is out of reach, or the job's tracking section is damaged.
         RunError: not a run directory, or a running process mirrors it.
     """
-    run = load_run(run_dir)
+    return _replayed(load_run(run_dir), spec, runs_root, lambda run, spec: spec.registry and run.state == "finished")[0]
+
+
+def register_run(run_dir: str | Path, model: str | None = None) -> list[Entry]:
+    """Send to MLflow what it lacks of a run, and put its newest and its best snapshot into the model registry.
+
+    Args:
+        run_dir: directory of the run; its job says where MLflow is.
+        model: name of the registered model; that of the job if None.
+
+    Raises:
+        TrackingError: the store refuses or is out of reach, or the run has no snapshot.
+        RunError: not a run directory, or a running process mirrors it.
+    """
+    return _replayed(load_run(run_dir), None, None, lambda run, spec: True, model)[1]
+
+
+def _replayed(
+    run: Run,
+    spec: TrackingSpec | None,
+    runs_root: str | Path | None,
+    registers: Callable[[Run, TrackingSpec], bool],
+    model: str | None = None,
+) -> tuple[str, list[Entry]]:
+    """Id of the MLflow run, and the versions that were registered."""
     if spec is None:
         try:
             spec = TrackingSpec.model_validate(run.job.get("tracking") or {})
@@ -145,8 +176,9 @@ def replay(run_dir: str | Path, spec: TrackingSpec | None = None, runs_root: str
             first = error.errors(include_url=False)[0]
             field = ".".join(["tracking", *map(str, first["loc"])])
             raise TrackingError(f"{run.path / 'job.yaml'}: {field}: {first['msg']}; mend the file") from None
-    root = Path(run_dir).absolute().parent if runs_root is None else runs_root
+    root = run.path.absolute().parent if runs_root is None else runs_root
     uri = resolve_uri(spec.uri, root)
+    entries: list[Entry] = []
     with hold_lock(run.path / _LOCK_FILE):
         transfer = Transfer(run.path, uri, spec.experiment)
         try:
@@ -154,7 +186,9 @@ def replay(run_dir: str | Path, spec: TrackingSpec | None = None, runs_root: str
             transfer.send_new()
             if run.state != "running":
                 transfer.finish(_FINAL_STATUS.get(run.state, "KILLED"))
-        except TrackingError:  # says already what to do
+            if registers(run, spec):
+                entries = transfer.register(model)
+        except BessemerError:  # says already what to do
             raise
         except Exception as error:
             raise TrackingError(
@@ -163,7 +197,7 @@ def replay(run_dir: str | Path, spec: TrackingSpec | None = None, runs_root: str
         events = run.events("warning", "recovered")
         if events and events[-1]["event"] == "warning":
             _write_note(run.path, event="recovered")
-    return transfer.run_id
+    return transfer.run_id, entries
 
 
 def _write_note(run_dir: Path, **fields: str) -> None:

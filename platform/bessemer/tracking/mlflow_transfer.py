@@ -22,6 +22,7 @@ from bessemer.files import write_atomically
 from bessemer.tracking.files import hold_lock, path_inside, read_json
 from bessemer.tracking.journal import Record, finite, protocol_key, read_entries
 from bessemer.tracking.mlflow_store import check_uri, quiet_mlflow, redact
+from bessemer.tracking.registry import Entry, register
 from bessemer.tracking.runs import flatten, load_run
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Transfer:
                 batch = []
             batch += points
             end = next_end
-            if record["kind"] == "samples":
+            if record["kind"] in ("samples", "sheet"):
                 path = path_inside(self._run_dir, record.get("path"))
                 if path is not None:
                     client.log_artifact(self.run_id, str(path), "samples")
@@ -113,6 +114,10 @@ class Transfer:
         entries = read_entries(self._journal)
         end_time = int(entries[-1].record["time"] * 1000) if entries else None
         client.set_terminated(self.run_id, status=status, end_time=end_time)
+
+    def register(self, model: str | None = None) -> list[Entry]:
+        """Put the run's newest and best snapshot into the model registry."""
+        return register(self._connected, self._run_dir, self.run_id, model)
 
     @property
     def _connected(self) -> MlflowClient:
