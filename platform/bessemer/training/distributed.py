@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -144,7 +144,8 @@ def import_deepspeed(device_type: str) -> None:
         compile_ = compiler.compile
         compiler.compile = lambda *_, **__: lambda function: function
         try:
-            import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+            with suppress(ImportError):  # other versions have it elsewhere: then it is only slower
+                import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
         finally:
             compiler.compile = compile_
     finally:
