@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from torch import Tensor
 from bessemer.evaluation.sampling import sampling_mode
 from bessemer.nn.update_state import begin_update, end_update
 from bessemer.orchestration.planning import plan_job
+from bessemer.spec.job import GuardsSpec
 from bessemer.spec.load import load_job
 from bessemer.systems.contract import Clock, LikelihoodSystem, System, Update
 from bessemer.systems.registry import all_systems, build, get, rebuild
+from bessemer.training.collapse import CollapseWatch, class_distances
+from bessemer.training.distributed import Workers
 from bessemer.training.plan import target
 from bessemer.training.rng import generator
 
@@ -203,6 +207,28 @@ def test_what_is_saved_is_all_there_is(name: str) -> None:
         with sampling_mode(each):
             found.append([*losses, each.sample_for(random_batch(each, 2), g("sample"))])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@every_system
+def test_can_be_watched_for_collapse(name: str) -> None:
+    """Outputs of translations are compared over their inputs, other samples within pairs of a class."""
+    system, workers = tiny_system(name), Workers(rank=0, size=1, device=torch.device("cpu"))
+    watch = CollapseWatch(GuardsSpec(), system, workers, lambda *_, **__: None)
+    batches = [random_batch(system, 4, index) for index in range(2)]
+    watch.look(batches, [0, 1], 3, Clock(0, 0))
+    assert all(math.isfinite(value) for value in watch.readings.values())
+    if not system.given:
+        return
+    with sampling_mode(system):
+        drawn = [system.sample_for(b, generator("cpu", 3, "diversity", 0, i)) for i, b in enumerate(batches)]
+    sums = [
+        sum(class_distances(x, b.labels) for x, b in zip(side, batches, strict=True))
+        for side in (drawn, [b[system.sample_field] for b in batches])
+    ]
+    expected = (sums[0][0] / sums[0][1]) / (sums[1][0] / sums[1][1])
+    assert watch.readings["collapse/diversity"] == pytest.approx(expected.item(), rel=1e-6)
+    watch.look([random_batch(system, 1)], [0], 3, Clock(1, 1))  # batches of one image have no pairs
+    assert "collapse/diversity" not in watch.readings
 
 
 @every_system

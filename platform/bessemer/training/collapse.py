@@ -137,16 +137,17 @@ class CollapseWatch:
         with torch.no_grad(), evaluation_mode(networks):
             for index, batch in zip(slices, batches, strict=True):
                 if index < _SLICES:
-                    labels = batch.labels.to(device)
-                    # Every class twice at least: pairs, however many classes there are.
-                    pairs = labels[: (len(labels) + 1) // 2].repeat(2)
-                    drawn = self._system.sample(pairs, generator(device, seed, "diversity", clock.nimg, index))
-                    sums[0] += class_distances(drawn, pairs)
-                    sums[1] += class_distances(batch[self._system.takes[-1]].to(device), labels)
-        fakes, real = self._workers.sum(sums).cpu()
-        self._real += real
+                    real = batch.to(device)
+                    # Every class twice at least: pairs, however many classes there are. Inputs are as they come.
+                    half = real.labels[: (len(batch) + 1) // 2]
+                    asked = real if self._system.given else Batch(None, half.repeat(2))
+                    drawn = self._system.sample_for(asked, generator(device, seed, "diversity", clock.nimg, index))
+                    sums[0] += class_distances(drawn, asked.labels)
+                    sums[1] += class_distances(real[self._system.sample_field], real.labels)
+        fakes, reals = self._workers.sum(sums).cpu()
+        self._real += reals
         between_fakes, between_real = ((total / count).item() for total, count in (fakes, self._real))
-        if not between_real > 0:  # no class came twice yet
+        if not (between_real > 0 and fakes[1] > 0):  # no class came twice yet
             return
         ratio = between_fakes / between_real
         self.readings["collapse/diversity"] = ratio
