@@ -35,7 +35,7 @@ def bessemer(cwd: Path, *arguments: object) -> str:
 def test_quickstart_learns_and_shows_it(tmp_path: Path) -> None:
     """Two workers under Ray, MLflow on sqlite, KID well below the untrained generator's, and everything reviewable."""
     short = ["training.total_kimg=6", "evaluation.every_kimg=3", "evaluation.samples=200"]
-    short += ["ema.profiles=[0.05, 0.1]", "ema.store_every_kimg=1"]
+    short += ["ema.profiles=[0.05, 0.1]", "ema.store_every_kimg=1", "tracking.registry=true"]
     changes = [argument for change in short for argument in ("--set", change)]
     output = bessemer(tmp_path, "quickstart", "digits", "--job", ROOT / "jobs" / "quickstart.yaml", *changes)
     last = output.strip().splitlines()[-1]
@@ -54,6 +54,10 @@ def test_quickstart_learns_and_shows_it(tmp_path: Path) -> None:
     grids = [np.asarray(Image.open(run / r["path"])) for r in records if r["kind"] == "samples"]
     assert [g.shape for g in grids] == [(256, 256, 3)] * 3
     assert grids[-1].std() > 30  # strokes on a ground, not one grey
+    sheets = {r["title"]: np.asarray(Image.open(run / r["path"])) for r in records if r["kind"] == "sheet"}
+    assert {title: picture.shape for title, picture in sheets.items()} == {
+        "Truncation": (96, 256, 3), "Interpolation": (128, 256, 3), "Classes": (320, 256, 3)
+    }  # fmt: skip
     page = (run / "report.html").read_text()
     assert "kid_efflite0" in page
     assert not re.search(r"""(?:src|href)=["']https?:""", page)
@@ -66,6 +70,8 @@ def test_quickstart_learns_and_shows_it(tmp_path: Path) -> None:
     assert stored.info.status == "FINISHED"
     history = client.get_metric_history(stored.info.run_id, "evaluation/kid_efflite0")
     assert [(m.step, m.value) for m in history] == [(r["nimg"], r["value"]) for r in kids]
+    best = client.get_model_version_by_alias("quickstart", "best")
+    assert float(best.tags["bessemer.value"]) == min(r["value"] for r in kids)
 
     # Review, from the command line.
     (listed,) = json.loads(bessemer(tmp_path, "runs", "--json"))

@@ -5,21 +5,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from bessemer.data.pictures import pictures
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.opening import open_job_data
 from bessemer.errors import BessemerError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
-from bessemer.evaluation.grid import sample_grid, translation_sheet
+from bessemer.evaluation.grid import sample_grid, save_png, translation_sheet
 from bessemer.evaluation.likelihood import LikelihoodRecord, evaluate_likelihood
 from bessemer.evaluation.names import split_metrics
+from bessemer.evaluation.pairs import draw_one, pair_figure
+from bessemer.evaluation.records import EvaluationRecord
 from bessemer.evaluation.sampling import recompute_batch_norm
+from bessemer.evaluation.sheets import Drawn, sheets_of
 from bessemer.evaluation.targets import TargetRecord, evaluate_targets
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.orchestration.verdict import Verdict, verdict_on
@@ -35,6 +41,7 @@ from bessemer.training.saving import reason
 
 __all__ = ["EvaluationBeside", "EvaluationInTraining", "Judge", "held_out_images"]
 
+_PAIRS = 12  # on the sheet of nearest neighbours
 _log = logging.getLogger(__name__)
 
 _ROLLBACK_FIX = "Lower training.optimizers.*.lr, or raise evaluation.rollback_at."
@@ -134,7 +141,34 @@ class Judge:
         name = f"samples/{kimg_name(info.nimg)}.png"
         grid.save(self._run.path / name)
         self._write("samples", info.nimg, path=name)
+        try:
+            self._leave_sheets(system, info, records)
+        except (BessemerError, OSError, RuntimeError):  # pictures for people: the evaluation stands without them
+            _log.exception("sheets could not be drawn")
         return True
+
+    def _leave_sheets(self, system: System, info: SnapshotInfo, records: Sequence[EvaluationRecord]) -> None:
+        """The nearest real images, where a metric asked for them; and what is drawn once, at the end of the run."""
+        if system.sample_field != "images" or isinstance(system, TranslationSystem):
+            return
+        spec, device, sheets = self._job.evaluation, self._workers.device, []
+        for record in [r for r in records if r.details.get("pairs")][:1]:
+            how: dict[str, Any] = {"seed": self._job.seed, "truncation": spec.truncation, "balance": "data"}
+            generated = draw_one(system, info, spec.samples, device=device, **how)
+            pairs = record.details["pairs"][:_PAIRS]
+            figure = pair_figure(pairs, generated, self._real)
+            note = f"Generated left, the nearest real image right; the most suspicious first, by {record.extractor}."
+            sheets.append(Drawn("neighbours", "Nearest neighbours", note, figure))
+        if info.nimg >= self._job.training.total_kimg * 1000:
+            sheets += sheets_of(system, info.class_counts, spec.grid, seed=self._job.seed)
+        for sheet in sheets:
+            name = f"samples/{kimg_name(info.nimg)}-{sheet.name}.png"
+            save_png(self._run.path / name, sheet.pixels)
+            self._write("sheet", info.nimg, path=name, title=sheet.title, note=sheet.note)
+
+    def _real(self, number: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = pictures(self._dataset.read_fields(np.array([number])))[0]
+        return image
 
 
 class _Evaluation:

@@ -7,8 +7,8 @@ append at once and any of them may be killed in mid-line, so writing and reading
 * a writer that finds the last line unfinished begins with a newline, so that only the torn record is lost;
 * a reader skips what is not a record.
 
-Records have ``kind`` (``event``, ``metrics``, ``evaluation``, ``samples``), ``nimg`` (images seen) and ``time``
-(Unix seconds). Numbers that are not finite are written as ``null``: NaN is not JSON.
+Records have ``kind`` (``event``, ``metrics``, ``evaluation``, ``samples``, ``sheet``), ``nimg`` (images seen) and
+``time`` (Unix seconds). Numbers that are not finite are written as ``null``: NaN is not JSON.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PROTOCOL_FIELDS = (
 """Fields of an evaluation that must agree before two of its values may be compared."""
 
 _LATEST_TIME = 2.0**36  # seconds; the year 4147: a later time is damage, and no longer a date for every library
-_SUPERSEDED_KINDS = frozenset({"metrics", "evaluation", "samples"})
+_SUPERSEDED_KINDS = frozenset({"metrics", "evaluation", "samples", "sheet"})
 _METRICS_LINE = b'{"kind":"metrics","'  # how :meth:`Journal.write` begins them
 
 
@@ -79,7 +79,7 @@ class Journal:
         """Append one record and stamp it with the time.
 
         Args:
-            kind: ``event``, ``metrics``, ``evaluation`` or ``samples``.
+            kind: ``event``, ``metrics``, ``evaluation``, ``samples`` or ``sheet``.
             nimg: images seen when it happened.
             fields: what is recorded: plain values, mappings, sequences, paths, NumPy or torch scalars.
 

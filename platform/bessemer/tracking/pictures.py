@@ -56,7 +56,8 @@ def pictures_of(run: Run, most_bytes: int = MOST_BYTES, link: Link = inline) -> 
 
     real = take("samples/real.png", "Real images")
     sheets = []
-    newest = {str(record.get("path")): record for record in run.of_kind("sheet")}
+    # Of each kind the newest: one that is drawn at every evaluation would push the others out.
+    newest = {str(record.get("title") or record.get("path")): record for record in run.of_kind("sheet")}
     for record in list(newest.values())[-_MOST_SHEETS:]:
         sheet = take(record.get("path"), text(record.get("title")) or "Sheet")
         if sheet is not None:
