@@ -189,7 +189,10 @@ def promote(
 
 @app.command(short_help="Draw what a search found.")
 def report(search: SearchArgument, json: JsonOption = False) -> None:
-    """Write report.json and pictures into the search's directory: importance, parallel coordinates, Pareto front."""
+    """Write a page, report.json and pictures into the search's directory.
+
+    They show the settings of all trials (parallel coordinates), which of them matter, and quality against cost.
+    """
     from bessemer.cli.output import echo_json
     from bessemer.tracking.search_report import write_report
 
@@ -199,7 +202,7 @@ def report(search: SearchArgument, json: JsonOption = False) -> None:
         echo_json(found)
         return
     pictures = [name for name in ("importance.png", "parallel.png", "pareto.png") if (path / name).is_file()]
-    typer.echo("\n".join(str(path / name) for name in ["report.json", *pictures]))
+    typer.echo("\n".join(str(path / name) for name in ["report.html", "report.json", *pictures]))
 
 
 @app.command(short_help="Print the JSON Schema of search files.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from bessemer.spec.search import SearchSpec
 from bessemer.spec.search_load import load_search
 from bessemer.spec.space import Space
 from bessemer.tracking.files import read_json
+from bessemer.tracking.report import render_page
 from bessemer.tracking.search_journal import SearchTable, Trial, read_search
 
-__all__ = ["Importance", "importance", "pareto_front", "rows", "search_report", "write_report"]
+__all__ = ["Importance", "importance", "pareto_front", "rows", "search_page", "search_report", "write_report"]
 
 _FEWEST_TRIALS = 4
 """Fewer say nothing about which parameter matters."""
@@ -183,7 +185,7 @@ def search_report(directory: Path) -> dict[str, Any]:
 
 
 def write_report(directory: Path) -> dict[str, Any]:
-    """Write report.json, and importance.png, parallel.png and pareto.png where they have something to show.
+    """Write report.html and report.json, and importance.png, parallel.png and pareto.png where they show something.
 
     A report that is there already is returned as it is if nothing happened since: a search that ends writes one.
 
@@ -205,14 +207,46 @@ def write_report(directory: Path) -> dict[str, Any]:
         draw_importance(directory / "importance.png", report["importance"])
     if len(judged) > 1:
         space = Space(search.space)
-        lines = [
-            ([_position(space, f, row["point"][f]) if f in row["point"] else None for f in space.dimensions], row)
-            for row in judged[:_LINES]
-        ]
+        lines = [(_positions(space, row["point"]), row) for row in judged[:_LINES]]
         draw_parallel(directory / "parallel.png", list(space.dimensions), _ends(space), lines, report)
         draw_pareto(directory / "pareto.png", report)
+    page = search_page(search, json.loads(text)).encode("utf-8", errors="replace")
+    write_atomically(directory / "report.html", lambda file: file.write(page))
     write_atomically(directory / "report.json", lambda file: file.write(text.encode()))  # last: it stands for all
     return report
+
+
+def search_page(search: SearchSpec, report: Mapping[str, Any]) -> str:
+    """One HTML file of a search, which needs no other: settings, what matters, cost, all trials.
+
+    Args:
+        search: its file.
+        report: what :func:`search_report` says, as JSON knows it.
+    """
+    space = Space(search.space)
+    judged = [row for row in report["trials"] if row["value"] is not None and row["state"] != "failed"]
+    values = [row["value"] for row in judged]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    lines = [
+        {
+            "trial": row["trial"],
+            "at": [*_positions(space, row["point"]), (row["value"] - low) / (high - low or 1.0)],
+        }
+        for row in judged[:_LINES]
+    ]
+    names = ("low", "high")
+    axes = [
+        {"field": field} | dict(zip(names, ends, strict=True))
+        for field, ends in zip(space.dimensions, _ends(space), strict=True)
+    ]
+    states = Counter(row["state"] for row in report["trials"])
+    data = {"search": {**report, "axes": axes, "lines": lines, "states": dict(states)}}
+    return render_page(f"{search.name} - Bessemer", data, ("base.js", "search.js"))
+
+
+def _positions(space: Space, point: Mapping[str, Any]) -> list[float | None]:
+    """Where a point lies on each axis, 0 to 1; None for a field that is not varied there."""
+    return [_position(space, field, point[field]) if field in point else None for field in space.dimensions]
 
 
 def _ends(space: Space) -> list[tuple[str, str]]:

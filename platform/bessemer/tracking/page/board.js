@@ -1,6 +1,7 @@
 // The board: a list of all runs that keeps itself up to date, and the report of those that are chosen.
 
 const POLL_SECONDS = { active: 3, idle: 20 };
+const ROWS_AT_ONCE = 60;
 
 const list = { rows: pageData.rows, fields: pageData.fields, broken: pageData.broken, sort: "created", down: true, words: "", metric: null, parameters: false };
 const chosen = new Set();
@@ -144,6 +145,10 @@ const drawList = () => {
     };
     return el("th", { scope: "col", class: kind, "aria-sort": sorted ? (list.down ? "descending" : "ascending") : null }, fixed ? title : el("button", { type: "button", text: `${title}${sorted ? (list.down ? " \u2193" : " \u2191") : ""}`, on: { click: sortBy } }));
   };
+  // What fits a window first: hundreds of rows would keep the first picture waiting.
+  const body = el("tbody", {}, rows.slice(0, ROWS_AT_ONCE).map((row) => rowOf(row, protocols)));
+  const others = rows.slice(ROWS_AT_ONCE);
+  if (others.length) requestAnimationFrame(() => setTimeout(() => body.isConnected && body.append(...others.map((row) => rowOf(row, protocols)))));
   tableHolder.replaceChildren(
     list.rows.length
       ? el(
@@ -153,7 +158,7 @@ const drawList = () => {
             "table",
             { class: "runs" },
             el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "unseen", text: "choose" })), COLUMNS.map((one) => head(one.title, one.key, one.kind, one.fixed)), list.parameters ? list.fields.map((field) => head(field, field, null, false)) : [])),
-            el("tbody", {}, rows.map((row) => rowOf(row, protocols))),
+            body,
           ),
         )
       : el("p", { class: "empty", text: list.looked ? "No runs yet. Start one: bessemer train JOB." : "Reading the journals\u2026" }),
