@@ -17,6 +17,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="File to write; report.html in the directory of the first run if unset.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Also draw each curve for a paper, as PNG and SVG, into this directory.")
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     mirror: Annotated[bool, typer.Option("--mirror", help="Also send to MLflow what it missed of the run.")] = False,
     json: Annotated[
@@ -34,6 +37,11 @@ def report(
 
     directories = [run_directory(one) for one in run]
     page = write_report(directories, out)
+    drawn = []
+    if figures is not None:
+        from bessemer.tracking.figures import draw_figures
+
+        drawn = draw_figures(directories, figures)
     mirrored = []
     if mirror:  # after the page, so that MLflow gets it too
         from bessemer.tracking.mlflow_mirror import replay
@@ -41,9 +49,11 @@ def report(
         mirrored = [replay(directory) for directory in directories]
     if json:
         rows = [summarise(load_run(directory)).as_dict() for directory in directories]
-        echo_json({"report": page.absolute(), "mlflow_runs": mirrored, "runs": rows})
+        echo_json({"report": page.absolute(), "figures": drawn, "mlflow_runs": mirrored, "runs": rows})
     else:
         typer.echo(f"report: {page}")
+        if drawn:
+            typer.echo(f"figures: {len(drawn) // 2} in {figures}, as PNG and SVG")
         for mlflow_run in mirrored:
             typer.echo(f"MLflow run: {mlflow_run}")
     if open_page:
