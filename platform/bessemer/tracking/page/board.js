@@ -229,8 +229,12 @@ const keepLooking = async () => {
 const route = () => {
   known.clear();
   scrollTo(0, 0);
-  if (!shownRuns().length) showList();
-  else document.body.replaceChildren(el("nav", {}, el("a", { href: "#", text: "\u2039 All runs" })), el("main", {}, el("p", { class: "empty", role: "status", text: "Reading the journals\u2026" })));
+  if (!shownRuns().length) {
+    showList();
+    requestAnimationFrame(() => setTimeout(keepLooking)); // what is known is shown first
+    return;
+  }
+  document.body.replaceChildren(el("nav", {}, el("a", { href: "#", text: "\u2039 All runs" })), el("main", {}, el("p", { class: "empty", role: "status", text: "Reading the journals\u2026" })));
   keepLooking();
 };
 
