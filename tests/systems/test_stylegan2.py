@@ -1,4 +1,3 @@
-import copy
 import math
 from collections.abc import Callable
 
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bessemer.errors import SpecError
-from bessemer.nn.update_state import UpdateState, begin_update, end_update
+from bessemer.nn.update_state import begin_update, end_update
 from bessemer.nn.upfirdn import downsample, upsample
 from bessemer.systems.adversarial.stylegan2 import StyleGAN2
 from bessemer.systems.adversarial.stylegan2_networks import minibatch_deviation
@@ -324,49 +323,12 @@ def test_path_length_is_that_of_the_jacobian() -> None:
     torch.testing.assert_close(loss.value, 4 * 2 * (length - 0.2) ** 2)
 
 
-def test_updates_reach_all_of_their_own_network_alone() -> None:
-    for fields in ({}, {"conditional": True, "classes": 10}, {"channels": 1}):
-        system = _small(**fields)
-        for update in system.updates(Clock(0, 0)):
-            _only(system, update)
-            update.loss(_batch(channels=system.config.channels), _g()).value.backward()
-            for name, network in system.networks().items():
-                for key, p in network.named_parameters():
-                    if name == update.network:
-                        assert p.grad is not None, (update.name, key)
-                        assert torch.isfinite(p.grad).all(), (update.name, key)
-                    else:
-                        assert p.grad is None, (update.name, key)
-                network.zero_grad(set_to_none=True)
-
-
-def test_only_the_generators_handed_in_are_used() -> None:
-    def everything() -> list[Tensor]:
-        system = _small(conditional=True, classes=10)
-        losses = [u.loss(_batch(), _g(3)).value for u in system.updates(Clock(0, 0))]
-        system.generator.eval()
-        labels = torch.arange(5)
-        return [*losses, system.sample(labels, _g(1)), system.sample(labels, _g(1), 0.5)]
-
-    state = torch.get_rng_state()
-    first = everything()
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(123)
-    for a, b in zip(first, everything(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_samples_and_truncation() -> None:
+def test_truncation() -> None:
     system = _small()
     G = system.generator.eval()
     G.w_average.mean.normal_(generator=_g(4))
     labels = torch.arange(6)
-    images = system.sample(labels, _g(1))
-    assert images.shape == (6, 3, 16, 16)
-    assert images.dtype == torch.float32
-    assert images.abs().max() <= 1
-    assert not images.requires_grad
-    torch.testing.assert_close(system.sample(labels, _g(1), 1.0), images)
+    torch.testing.assert_close(system.sample(labels, _g(1), 1.0), system.sample(labels, _g(1)))
     ws = G.broadcast(torch.ones(1, 6), 0.7)
     torch.testing.assert_close(ws, (0.3 * G.w_average.mean + 0.7).expand(1, 6, 6))
     noise = G.synthesis.draw_noise(1, _g(2))
@@ -433,48 +395,3 @@ def test_half_precision_stays_close_and_leaves_the_low_resolutions_alone(dtype: 
     assert in_half == {
         "G.synthesis.blocks.2.convs.0", "G.synthesis.blocks.2.convs.1", "D.blocks.0.conv1", "D.blocks.0.conv2",
     }  # fmt: skip
-
-
-def test_one_worker_with_four_slices_equals_two_with_two() -> None:
-    fields = {"path_length_interval": 1, "r1_interval": 1, "augment_p": 0.5, "augment_interval": 1}
-    alone = _double(**fields, augment_kimg=0.05, w_average_rate=0.3, path_length_rate=0.3)
-    start = copy.deepcopy(alone)
-    pair = [copy.deepcopy(alone), copy.deepcopy(alone)]
-    for iteration in range(3):
-        for index, update in enumerate(alone.updates(Clock(0, iteration))):
-            for system in (alone, *pair):
-                _only(system, update)
-                begin_update(system.networks().values())
-                system.networks()[update.network].zero_grad(set_to_none=True)
-            for i in range(4):
-                batch = _batch(4, seed=100 * iteration + 2 * i, dtype=torch.float64)
-                for system in (alone, pair[i // 2]):
-                    loss = system.updates(Clock(0, 0))[index].loss(batch, _g(7 * i + index))
-                    (loss.value / 4).backward()
-            shares = [torch.cat([t.flatten() for t in UpdateState(s.networks().values()).pending()]) for s in pair]
-            total = (shares[0] + shares[1]).float()
-            end_update(alone.networks().values())
-            for system in pair:
-                end_update(system.networks().values(), all_reduce=lambda flat, t=total: flat.copy_(t))
-            _descend([alone], update)
-            _descend(pair, update)
-        for system in (alone, *pair):
-            system.after_iteration(Clock(0, iteration + 1))
-    first = {n: m.state_dict() for n, m in start.networks().items()}
-    for name, network in alone.networks().items():
-        for key, tensor in network.state_dict().items():
-            for system in pair:
-                other = system.networks()[name].state_dict()[key]
-                # Sums over the workers are in fp32.
-                torch.testing.assert_close(tensor, other, rtol=1e-6, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}")
-            assert not torch.equal(tensor, first[name][key]) or key in ("augment.signs", "augment.count"), key
-
-
-def _descend(workers: list[StyleGAN2], update: Update) -> None:
-    """A step of plain descent of all workers along the sum of their gradients, its length bounded."""
-    networks = [list(w.networks()[update.network].parameters()) for w in workers]
-    for same in zip(*networks, strict=True):
-        total = torch.stack([p.grad for p in same if p.grad is not None]).sum(0)
-        step = 1e-2 * total / (1 + total.norm())
-        for p in same:
-            p.data -= step
