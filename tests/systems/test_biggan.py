@@ -1,5 +1,6 @@
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,59 @@ def test_discriminator_by_explicit_steps() -> None:
     linear, table = discriminator.linear, discriminator.embed
     expected = F.linear(h, linear.weight / linear.sigma(), linear.bias)[:, 0]  # type: ignore
     expected += ((table.weight / table.sigma())[batch.labels] * h).sum(1)  # type: ignore
+    torch.testing.assert_close(discriminator(batch.images.double(), batch.labels), expected)
+
+
+def _conv(layer: Any, h: Tensor, padding: int = 0) -> Tensor:
+    return F.conv2d(h, layer.normalised_weight(), layer.bias, padding=padding)
+
+
+DEEP64 = {"classes": 10, "latent_dim": 6, "shared_dim": 3, "generator_attention": (), "discriminator_attention": ()}
+
+
+def test_deep_generator_by_explicit_steps() -> None:
+    """Bottlenecks to a quarter; shortcuts drop the last channels. The whole of z joins every condition (figure 16b)."""
+    system = build("biggan-deep", "deep64", {**DEEP64, "generator_width": 2})
+    system.init_weights(_g(9))
+    generator: Any = system.networks()["generator"].double()
+    z, labels = torch.randn(3, 6, generator=_g(), dtype=torch.float64), torch.tensor([1, 0, 7])
+    condition = torch.cat([z, generator.shared.weight[labels]], 1)
+    x = F.linear(condition, generator.linear.normalised_weight(), generator.linear.bias).view(3, 32, 4, 4)
+    widths = []
+    for i, block in enumerate(generator.blocks):
+        h = _conv(block.conv1, F.relu(block.norm1(x, condition)))
+        assert h.shape[1] == x.shape[1] // 4
+        h = F.relu(block.norm2(h, condition))
+        h = _conv(block.conv2, h.repeat_interleave(2, 2).repeat_interleave(2, 3) if i % 2 else h, 1)
+        h = _conv(block.conv3, F.relu(block.norm3(h, condition)), 1)
+        h = _conv(block.conv4, F.relu(block.norm4(h, condition)))
+        x = x[:, : h.shape[1]]
+        x = h + (x.repeat_interleave(2, 2).repeat_interleave(2, 3) if i % 2 else x)
+        widths.append(x.shape[1])
+    assert widths == [32, 32, 32, 16, 16, 8, 8, 4]
+    expected = torch.tanh(_conv(generator.conv, F.relu(generator.norm(x)), 1))
+    torch.testing.assert_close(generator(z, labels), expected)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+def test_deep_discriminator_by_explicit_steps(pooling: str) -> None:
+    """Shortcuts are averaged, then get the missing channels from a convolution of themselves (figure 16c)."""
+    system = build("biggan-deep", "deep64", {**DEEP64, "discriminator_width": 4, "pooling": pooling})
+    system.init_weights(_g(9))
+    discriminator: Any = system.networks()["discriminator"].double()
+    batch = _batch(2, size=64)
+    x = _conv(discriminator.stem, batch.images.double(), 1)
+    for i, block in enumerate(discriminator.blocks):
+        h = F.relu(_conv(block.conv1, F.relu(x)))
+        h = F.relu(_conv(block.conv3, F.relu(_conv(block.conv2, h, 1)), 1))
+        h, x = (F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)) if i % 2 == 0 else (h, x)
+        h = _conv(block.conv4, h)
+        x = h + (x if i % 2 else torch.cat([x, _conv(block.appended, x)], 1))
+    assert x.shape == (2, 64, 4, 4)
+    h = F.relu(x).sum((2, 3)) if pooling == "sum" else F.relu(x).mean((2, 3))
+    linear, table = discriminator.linear, discriminator.embed
+    expected = F.linear(h, linear.normalised_weight(), linear.bias)[:, 0]
+    expected += (table.normalised_weight()[batch.labels] * h).sum(1)
     torch.testing.assert_close(discriminator(batch.images.double(), batch.labels), expected)
 
 

@@ -196,6 +196,44 @@ def test_the_flow_changes_the_posterior_and_nothing_else() -> None:
     assert torch.equal(system.sample(batch.labels, _g()), before[1])
 
 
+@torch.no_grad()
+def test_a_posterior_that_changes_nothing_makes_inference_generation() -> None:
+    """The two ways down through the groups, `forward` and `generate`, are one network."""
+    system = _small()
+    for group in system.vae.groups:
+        nn.init.zeros_(group.posterior.weight)  # type: ignore[arg-type,union-attr]
+        nn.init.zeros_(group.posterior.bias)  # type: ignore[arg-type,union-attr]
+    system.vae.eval()
+    noise = system.vae.draw_noise(4, _g(1))
+    parameters, draws = system.vae(_batch().images, noise)
+    # The top group's prior is N(0, 1), and σ of a posterior is 0.01 + e^0.
+    torch.testing.assert_close(parameters, system.vae.generate([1.01 * noise[0], *noise[1:]]))
+    of_top = (1.01**2 - 1) / 2 - math.log(1.01)
+    torch.testing.assert_close(draws[0].kl, torch.full((4,), of_top * noise[0][0].numel()), rtol=1e-3, atol=1e-5)
+    assert all(not draw.kl.any() for draw in draws[1:])
+
+
+@torch.no_grad()
+def test_the_prior_of_a_group_sees_the_groups_above_it() -> None:
+    vae = _small().vae.eval()
+
+    def priors(noise: list[Tensor]) -> list[Tensor]:
+        found: list[Tensor] = []
+
+        def draw(group: Any, s: Tensor, prior: Tensor, i: int) -> Tensor:
+            found.append(prior)
+            return group.prior_of(prior).at(noise[i])  # type: ignore[no-any-return]
+
+        vae._descend(2, draw)
+        return found
+
+    noise = vae.draw_noise(2, _g(1))
+    before = priors(noise)
+    for i in range(3):
+        after = priors([n + (i == j) for j, n in enumerate(noise)])
+        assert [not torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [j > i for j in range(3)]
+
+
 def test_temperature() -> None:
     system = _small()
     system.vae.eval()

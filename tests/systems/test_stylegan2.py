@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +122,39 @@ def test_optimizers_and_their_correction() -> None:
     assert lazy_correction(updates, "generator") == pytest.approx(4 / 5)
     assert lazy_correction(updates, "discriminator") == pytest.approx(16 / 17)
     assert [u.name for u in cifar.updates(Clock(0, 0))] == ["generator", "discriminator", "r1"]
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
+
+
+@pytest.mark.parametrize("of", ["generator", "discriminator"])
+def test_mapping_by_explicit_steps(of: str) -> None:
+    """z and the embedding of the class, each of mean square one, through layers at a hundredth of the rate."""
+    system = _double(conditional=True, classes=10, mapping_layers=3)
+    mapping: Any = system.networks()[of].mapping
+    for name, p in mapping.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(p, std=30.0, generator=_g(len(name)))
+    labels = torch.tensor([3, 9])
+    x = _unit(mapping.embed.weight.T[labels] / 10**0.5 + mapping.embed.bias)
+    z = torch.randn(2, 6, generator=_g(), dtype=torch.float64)
+    x = torch.cat([_unit(z), x], 1) if of == "generator" else x
+    for layer in mapping.layers:
+        y = 0.01 * (x @ layer.weight.T / x.shape[1] ** 0.5 + layer.bias)
+        x = torch.where(y > 0, y, 0.2 * y) * 2**0.5
+    assert len(mapping.layers) == (3 if of == "generator" else 8)
+    torch.testing.assert_close(mapping(z if of == "generator" else None, labels), x)
+
+
+def test_conditional_scores_are_projections_on_the_class() -> None:
+    D: Any = _double(conditional=True, classes=10).discriminator
+    seen: list[Tensor] = []
+    D.out.register_forward_hook(lambda module, args, out: seen.append(out))
+    batch = _batch(dtype=torch.float64)
+    scores = D(batch.images, batch.labels)
+    expected = (seen[0] * _unit(D.mapping(None, batch.labels))).sum(1) / 6**0.5
+    torch.testing.assert_close(scores, expected)
 
 
 def test_synthesis_adds_upsampled_colours() -> None:
