@@ -1,4 +1,4 @@
-"""NVAE under the real engines: one run on one and two workers, exact resume, and a guard that holds."""
+"""NVAE under the real engines at ZeRO 1 and 3: one run on one worker and on two, and a guard that holds."""
 
 from __future__ import annotations
 
@@ -38,14 +38,6 @@ def test_three_steps_on_two_workers_are_those_of_one(states: States, run: str) -
     for state in pair:
         assert relative(of(alone, run), of(state, run)) <= 1e-6
     assert all(torch.equal(v, pair[1][k]) for k, v in pair[0].items())
-
-
-def test_a_resumed_run_is_the_same_bit_by_bit(states: States) -> None:
-    (alone,) = states[1]
-    straight, resumed = of(alone, "regularised"), of(alone, "resumed")
-    assert any(".running_mean" in k for k in straight)
-    assert any("penalty.u" in k for k in straight)
-    assert all(torch.equal(v, resumed[k]) for k, v in straight.items())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -59,38 +59,3 @@ def test_all_workers_end_with_the_same_bits(states: States, workers: int) -> Non
     for other in others:
         for name, value in first.items():
             assert torch.equal(value, other[name]), name
-
-
-@pytest.fixture(scope="module")
-def stylegan2(run_script: object, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Tensor]]]:
-    """Final states of StyleGAN2 with ADA after six steps: of one worker, of one that went on from step 3, of two."""
-    data, checkpoints = tmp_path_factory.mktemp("digits") / "set", tmp_path_factory.mktemp("checkpoints")
-    pack("digits", data, size=32)
-    run = lambda n, *more: run_script("world_run.py", n, data, "stylegan2", *more)  # type: ignore[operator]  # noqa: E731
-    return {
-        "alone": run(1, "--save-at", 3, "--checkpoints", checkpoints),
-        "resumed": run(1, "--checkpoints", checkpoints),
-        "pair": run(2),
-    }
-
-
-def test_stylegan2_and_its_state_are_the_same_on_two_workers(stylegan2: dict[str, list[dict[str, Tensor]]]) -> None:
-    (alone,) = stylegan2["alone"]
-    parameters = [k.removeprefix("start.") for k in alone if k.startswith("start.")]
-    moving = ["generator.w_average.mean", "generator.path_length.mean", "discriminator.augment.p"]
-    start = {k: alone[f"start.{k}"] for k in parameters}
-    assert relative(alone, start, [k for k in parameters if "mapping" not in k]) > 2e-3
-    for state in stylegan2["pair"]:
-        for name in [*parameters, *moving, "samples"]:
-            torch.testing.assert_close(
-                state[name], alone[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-            )
-    assert alone["discriminator.augment.p"] != torch.tensor(0.3)
-    assert all(alone[name].abs().max() > 0 for name in moving)
-    assert alone["samples"].std() > 0.01
-
-
-def test_stylegan2_resumes_bit_by_bit(stylegan2: dict[str, list[dict[str, Tensor]]]) -> None:
-    (alone,), (resumed,) = stylegan2["alone"], stylegan2["resumed"]
-    for name, value in alone.items():
-        assert torch.equal(value, resumed[name]), name

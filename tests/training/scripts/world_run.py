@@ -1,8 +1,8 @@
-"""A worker that trains a small system for a few steps on packed digits; one process per rank.
+"""A worker that trains a small BigGAN for a few steps on packed digits; one process per rank.
 
-usage: world_run.py OUT DATA [SYSTEM] [--steps STEPS] [--save-at STEP] [--checkpoints DIR]
+usage: world_run.py OUT DATA [--steps STEPS]
 
-It goes on from the checkpoint in DIR, if there is one. Everything is real: the system, the data set, the stream, the
+Everything is real: the system, the data set, the stream, the
 engines. Each writes `<network>.<key>` -> weights and buffers, the averages under `ema.`, the initial weights under
 `start.`, and `samples`, drawn from the averages.
 """
@@ -28,8 +28,7 @@ from bessemer.training.loop import Trainer, owned_slices
 from bessemer.training.rng import generator
 
 BATCH, SLICE = 16, 4
-STEPS = {"biggan": 50, "stylegan2": 6}
-_BIGGAN = {
+CONFIG = {
     "generator_width": 4,
     "discriminator_width": 4,
     "latent_dim": 20,
@@ -43,32 +42,15 @@ _BIGGAN = {
     "discriminator_lr": 2e-5,
     "adam_eps": 1e-4,
 }
-_STYLEGAN2 = {
-    "channel_base": 256,
-    "channel_max": 8,
-    "latent_dim": 8,
-    "w_dim": 8,
-    "minibatch_group": 4,
-    "path_length_interval": 2,
-    "r1_interval": 2,
-    "augment_p": 0.3,
-    "augment_interval": 2,
-    "augment_kimg": 0.5,
-    "adam_eps": 1e-3,
-}
-CONFIGS: dict[str, dict[str, object]] = {"biggan": _BIGGAN, "stylegan2": _STYLEGAN2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("data", help="directory or URL")
-    parser.add_argument("system", nargs="?", default="biggan")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--save-at", type=int)
-    parser.add_argument("--checkpoints", type=Path)
+    parser.add_argument("--steps", type=int, default=50)
     options = parser.parse_args()
-    name, steps = options.system, options.steps or STEPS[options.system]
+    name, steps = "biggan", options.steps
     torch.set_num_threads(1)
     with join_workers() as workers, ShardedDataset.open(options.data) as dataset:
         init_deepspeed(workers.device)
@@ -76,7 +58,7 @@ def main() -> None:
             {
                 "name": "world",
                 "seed": 3,
-                "system": {"name": name, "preset": "tiny32", "config": CONFIGS[name]},
+                "system": {"name": name, "preset": "tiny32", "config": CONFIG},
                 "data": {"path": str(options.data)},
                 "training": {
                     "total_kimg": steps * BATCH / 1000,
@@ -89,7 +71,7 @@ def main() -> None:
                 "resources": {"workers": workers.size},
             }
         )
-        system = build(name, "tiny32", CONFIGS[name], dataset.manifest.facts)
+        system = build(name, "tiny32", CONFIG, dataset.manifest.facts)
         system.init_weights(generator("cpu", job.seed, "init"))
         start = {
             f"start.{network}.{k}": p.detach().clone()
@@ -102,17 +84,12 @@ def main() -> None:
         slices = owned_slices(job.slices, workers.rank, workers.size)
         stream = SliceStream(dataset, seed=job.seed, batch_size=BATCH, slice_size=SLICE, slices=slices)
         identity = Identity(name, {}, job.seed, BATCH, SLICE, dataset.manifest.hash)
-        checkpoints = options.checkpoints or options.out.parent / "checkpoints"
-        store = CheckpointStore(checkpoints, job.checkpoint, workers)
+        store = CheckpointStore(options.out.parent / "checkpoints", job.checkpoint, workers)
         write, evaluate = (lambda *a, **k: None), (lambda clock, state: None)
         trainer = Trainer(job, system, engines, emas, stream, store, identity, workers, write, evaluate)
         try:
-            trainer.resume()
             while trainer.clock.iteration < steps:
                 trainer._iteration()
-                if trainer.clock.iteration == options.save_at:
-                    trainer._save()
-                    store.finish()
         finally:
             stream.close()
         averages = trainer.ema_state()
