@@ -13,6 +13,7 @@ import pytest
 import bessemer
 from bessemer.data.packing.pack import pack
 from bessemer.orchestration.failures import Failure, clear_failures, leave_failure, read_failure
+from bessemer.orchestration.group import environments
 from bessemer.tracking.journal import read_journal
 
 JOB = """
@@ -57,15 +58,15 @@ def test_the_worker_whose_code_failed_is_the_cause(tmp_path: Path) -> None:
 
     leave_failure(tmp_path, 0, raised(dist.DistBackendError("NCCL communicator was aborted")))
     leave_failure(tmp_path, 2, raised(KeyError("latent")))
-    failure = read_failure(tmp_path, RuntimeError("whatever Ray says"))
+    failure = read_failure(tmp_path, {})
     assert failure.worker == 2
     assert failure.line == "worker 2: KeyError: 'latent'"
     assert 'raised(KeyError("latent"))' not in failure.traceback.splitlines()[0]
     assert "KeyError: 'latent'" in failure.traceback
-    assert failure.is_same_as(read_failure(tmp_path, RuntimeError("another time")))
+    assert failure.is_same_as(read_failure(tmp_path, {}))
     clear_failures(tmp_path)
     leave_failure(tmp_path, 2, raised(ValueError("latent")))
-    assert not failure.is_same_as(read_failure(tmp_path, RuntimeError("another error")))
+    assert not failure.is_same_as(read_failure(tmp_path, {}))
 
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.77.0.11]:33821"
@@ -84,18 +85,26 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection cl
 )
 def test_who_only_noticed_that_another_is_gone(tmp_path: Path, error: Exception, noticed: bool) -> None:
     leave_failure(tmp_path, 1, raised(error))
-    assert (read_failure(tmp_path, RuntimeError("x")).worker is None) == noticed
+    assert (read_failure(tmp_path, {}).worker is None) == noticed
 
 
 def test_lost_workers_are_nobody_s_mistake(tmp_path: Path) -> None:
     """Twice the same loss is no deterministic error: it may be tried again."""
-
-    from ray.train import WorkerGroupError
-
     died = RuntimeError("The actor died unexpectedly\nbecause of this and that")
-    failure = read_failure(tmp_path, WorkerGroupError("what Ray says", {1: died}))
+    failure = read_failure(tmp_path, {1: died})
     assert failure == Failure({"1": "The actor died unexpectedly"})
     assert not failure.is_same_as(failure)
+
+
+def test_workers_know_their_place_as_under_torchrun() -> None:
+    found = environments(["a", "a", "b"], [["3"], ["1"], ["0"]], "10.0.0.1", 29500)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
+    assert [[worker[name] for name in names] for worker in found] == [
+        ["0", "3", "0", "2", "3,1"],
+        ["1", "3", "1", "2", "3,1"],
+        ["2", "3", "0", "1", "0"],
+    ]
+    assert {(worker["MASTER_ADDR"], worker["MASTER_PORT"]) for worker in found} == {("10.0.0.1", "29500")}
 
 
 # With a real Ray.

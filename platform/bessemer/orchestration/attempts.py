@@ -7,16 +7,15 @@ the run stays the same.
 
 from __future__ import annotations
 
-import os
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from bessemer.errors import TrainingError
 from bessemer.orchestration.failures import Failure, clear_failures, read_failure
+from bessemer.orchestration.group import Spares, WorkersLost, train_with_workers
+from bessemer.orchestration.preflight import cluster_address
 from bessemer.orchestration.room import Room
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
@@ -25,15 +24,6 @@ from bessemer.training.checkpoint_files import complete_checkpoints
 
 __all__ = ["train_in_attempts"]
 
-_RAY_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    # Room was there a moment ago: if it is not, something has died, and another attempt sees more.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    # A machine that gives no sign; our own workers notice that in a third of this, unless all of them hang.
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    # Ours acts on warnings; another process per attempt would only make it start later.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
 _LOOK_SECONDS = 2.0
 
 
@@ -44,19 +34,26 @@ def train_in_attempts(run: RunDirectory, job: JobSpec) -> None:
         TrainingError: workers failed twice at the same place and point, or were lost too often without progress.
         MachineError: the cluster has no room for the workers, and none came.
     """
-    for name, value in _RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    room, lost, before = Room(job), 0, None
+    spares = Spares(job, wanted=job.resources.spares and cluster_address(job) is not None)
+    try:
+        _train_in_attempts(run, job, Room(job), spares)
+    finally:
+        spares.end()
+
+
+def _train_in_attempts(run: RunDirectory, job: JobSpec, room: Room, spares: Spares) -> None:
+    lost, before = 0, None
     while True:
-        size = room.find(run.stop_file.exists, lambda why: _note(run, "waiting", reason=why))
-        if size is None:
-            return
-        began = _newest_checkpoint(run)
-        clear_failures(run.failures)
-        run.clear_resize()
-        if size != job.resources.workers:
-            _note(run, "resized", workers=size, wanted=job.resources.workers)
-        error = _attempt(run, job, room, size)
+        with room.taken(run.stop_file.exists, lambda why: _note(run, "waiting", reason=why)) as places:
+            if places is None:
+                return
+            began = _newest_checkpoint(run)
+            clear_failures(run.failures)
+            run.clear_resize()
+            size = len(places.bundle_specs)
+            if size != job.resources.workers:
+                _note(run, "resized", workers=size, wanted=job.resources.workers)
+            error = _attempt(run, room, places, spares)
         if (left := run.error()) is not None:
             raise TrainingError(left["message"]) from None
         if run.has_finished:  # whatever a worker did after that
@@ -65,7 +62,7 @@ def train_in_attempts(run: RunDirectory, job: JobSpec) -> None:
             if run.resize_file.exists() and not run.stop_file.exists():
                 continue
             return
-        failure = read_failure(run.failures, error)
+        failure = read_failure(run.failures, error.failures, str(error))
         _note(run, "workers_lost", reasons=dict(failure.reasons))
         lost = lost + 1 if _newest_checkpoint(run) <= began else 1
         if failure.is_same_as(before) and lost > 1:
@@ -87,34 +84,19 @@ def _lost_too_often(run: RunDirectory, job: JobSpec, lost: int, failure: Failure
     )
 
 
-def _attempt(run: RunDirectory, job: JobSpec, room: Room, size: int) -> Exception | None:
-    """Let a group of `size` workers train; what ended it, or None if it ended by itself."""
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import FailureConfig
-
-    trainer = TorchTrainer(
-        _worker_loop,
-        train_loop_config={"run": str(run.path)},
-        torch_config=TorchConfig(backend="nccl" if job.resources.gpus_per_worker else "gloo", timeout_s=300),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=size,
-            use_gpu=job.resources.gpus_per_worker > 0,
-            resources_per_worker=room.each,
-            placement_strategy=job.resources.placement.upper(),
-        ),
-        run_config=ray.train.RunConfig(
-            # A name of its own for each attempt: Ray would take an old name as a run to restore.
-            name=f"attempt-{secrets.token_hex(4)}",
-            storage_path=str(run.path / "ray"),
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
-        ),
-    )
+def _attempt(run: RunDirectory, room: Room, places: Any, spares: Spares) -> WorkersLost | None:
+    """Let a group of workers train at `places`; what ended it, or None if it ended by itself."""
     placed = _Placed(run)
-    with room.more_than(size, run.request_resize, placed), _preemption_stops(run, placed):
+
+    def grow(nodes: list[str], over: threading.Event) -> None:
+        spares.prepare(nodes, over)  # the others train while the new ones import
+        if not over.is_set():
+            run.request_resize()
+
+    with room.more_than(len(places.bundle_specs), grow, placed), _preemption_stops(run, placed):
         try:
-            trainer.fit()
-        except Exception as e:  # Ray wraps whatever ended the workers in classes of its own
+            train_with_workers(run, places, spares, lambda: bool(_newest_checkpoint(run)))
+        except WorkersLost as e:
             return e
     return None
 
@@ -156,14 +138,6 @@ def _preemption_stops(run: RunDirectory, placed: _Placed) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _worker_loop(config: dict[str, Any]) -> None:
-    """What Ray runs in every worker process."""
-    from bessemer.orchestration.worker import run_worker
-
-    # An error ends the whole group. Where run_worker left it for the driver, the next group stops at once.
-    run_worker(Path(config["run"]))
 
 
 def _newest_checkpoint(run: RunDirectory) -> str:

@@ -64,12 +64,15 @@ def clear_failures(directory: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def read_failure(directory: Path, error: BaseException) -> Failure:
-    """What ended an attempt, from what its workers left in `directory` and from Ray's `error`."""
-    lost: Mapping[int, Exception] = getattr(error, "worker_failures", None) or {}
-    reasons = {str(rank): first_line(each) for rank, each in sorted(lost.items())}
-    if not reasons:
-        reasons = {"?": first_line(getattr(error, "controller_failure", error))}
+def read_failure(directory: Path, lost: Mapping[int, BaseException], why: str = "") -> Failure:
+    """What ended an attempt, from what its workers left in `directory`.
+
+    Args:
+        directory: where they did.
+        lost: rank -> what Ray says.
+        why: where no worker is to blame.
+    """
+    reasons = {str(rank): first_line(each) for rank, each in sorted(lost.items())} or {"?": why}
     own: list[tuple[int, dict[str, Any]]] = []
     for file in sorted(directory.glob("worker-*.json")):
         with contextlib.suppress(OSError, ValueError):

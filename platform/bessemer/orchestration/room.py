@@ -1,6 +1,6 @@
 """How many workers the cluster has room for: the largest allowed number now, and the missing ones when they come.
 
-Ray Train's own elastic policy takes any number of workers, and grows by killing the group. Ours takes the numbers that
+Ray Train's elastic policy takes any number of workers, and grows by killing the group. Ours takes the numbers that
 divide the slices of a batch, lets the workers write a checkpoint before they are replaced by more, and gives up on
 machines that do not come. What asks is a placement group: it is met as a whole or not at all, it counts what others
 use, and an autoscaler sees it.
@@ -41,28 +41,33 @@ class Room:
         self._strategy = resources.placement.upper()
         self.sizes = allowed_sizes(job)
 
-    def find(self, stop: Callable[[], bool], waiting: Callable[[str], None]) -> int | None:
-        """The largest allowed number of workers that there is room for; waits for the smallest.
+    @contextlib.contextmanager
+    def taken(self, stop: Callable[[], bool], waiting: Callable[[str], None]) -> Iterator[Any]:
+        """The largest allowed number of places that are free, as a placement group; waits for the smallest.
 
         Args:
             stop: whether somebody no longer wants to wait.
             waiting: told once, before it waits, what is missing.
 
-        Returns:
+        Yields:
             None if `stop` said so.
 
         Raises:
             MachineError: `resources.wait_s` are over.
         """
         began, told = time.monotonic(), False
-        with self._asked_for(self.sizes[0]) as largest:  # stays, so that an autoscaler sees what is wanted
+        with contextlib.ExitStack() as asked:
+            largest = asked.enter_context(self._asked_for(self.sizes[0]))  # stays: an autoscaler sees what is wanted
             while not stop():
                 for size in self.sizes:
                     if size > self._most_ever():
                         continue
                     with self._asked_for(size) if size != self.sizes[0] else contextlib.nullcontext(largest) as group:
                         if group.wait(timeout_seconds=_ANSWER_SECONDS):
-                            return size
+                            if group is not largest:
+                                asked.close()
+                            yield group
+                            return
                 if time.monotonic() - began > self._job.resources.wait_s:
                     raise MachineError(
                         f"{self._missing()}. Nothing came in {self._job.resources.wait_s:g} s (resources.wait_s): "
@@ -73,15 +78,17 @@ class Room:
                     told = True
                     waiting(f"{self._missing()}; waiting up to {self._job.resources.wait_s:g} s for more")
                 time.sleep(_LOOK_SECONDS)
-        return None
+            yield None
 
     @contextlib.contextmanager
-    def more_than(self, size: int, come: Callable[[], object], placed: Callable[[], bool]) -> Iterator[None]:
+    def more_than(
+        self, size: int, come: Callable[[list[str], threading.Event], object], placed: Callable[[], bool]
+    ) -> Iterator[None]:
         """Call `come` once, from a thread, when there is room for the next larger number of workers, meanwhile.
 
         Args:
             size: workers that are at work.
-            come: called then.
+            come: called then, with the nodes of those who would join, and what is set when it is too late.
             placed: whether these are at work; before that, asking for more would take their places.
         """
         larger = [each for each in self.sizes if each > size]
@@ -98,7 +105,7 @@ class Room:
             with contextlib.suppress(Exception), self._asked_for(larger[-1] - size) as group:
                 while not over.is_set():
                     if group.wait(timeout_seconds=_LOOK_SECONDS):
-                        come()
+                        come(list(self.nodes_of(group).values()), over)
                         over.wait()  # keeps the room until the workers have left theirs
 
         thread = threading.Thread(target=wait, name="room", daemon=True)
@@ -108,6 +115,14 @@ class Room:
         finally:
             over.set()
             thread.join()  # it looks every second; after the session it must not call Ray any more
+
+    @staticmethod
+    def nodes_of(group: Any) -> dict[int, str]:
+        """Where each bundle of a placement group is."""
+        from ray.util import placement_group_table
+
+        found: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+        return found
 
     @staticmethod
     def draining() -> set[str]:
