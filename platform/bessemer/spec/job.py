@@ -343,7 +343,7 @@ class ResourcesSpec(Section):
     evaluator_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for the evaluator; 0 evaluates on the CPU."""
     spares: bool = True
-    """On a cluster, keep a process beside each worker that has imported everything (0.4 GB): losses cost less time."""
+    """On a cluster, keep a process beside each worker that has imported everything (0.5 GB): losses cost less time."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times in a row, without a new checkpoint in between, that lost workers are replaced before the run gives up."""
     address: str | None = None
