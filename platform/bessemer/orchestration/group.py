@@ -45,10 +45,14 @@ class TrainWorker:
 
     def __init__(self, gpus: float) -> None:
         import bessemer.orchestration.worker  # noqa: F401
-        from bessemer.training.distributed import import_deepspeed
 
-        import_deepspeed("cuda" if gpus else "cpu")
-        import torch._dynamo  # noqa: F401  # which the first optimizer imports
+        # Which GPUs are this worker's is known later, and a process that has asked CUDA for its devices keeps those it
+        # saw: what may ask, DeepSpeed and the compiler, has to wait.
+        if not gpus:
+            from bessemer.training.distributed import import_deepspeed
+
+            import_deepspeed("cpu")
+            import torch._dynamo  # noqa: F401  # which the first optimizer imports
 
         self._store: Any = None
 
