@@ -74,7 +74,7 @@ const sheets = (runs, zoom) =>
           el("h3", { class: "part" }, runs.length > 1 ? runName(run, index) : "Sheets"),
           el(
             "div",
-            { class: "panels" },
+            { class: "panels few" },
             run.pictures.sheets.map((sheet) => {
               const picture = pictureButton(sheet, zoom);
               picture.show(sheet, `${run.name}, ${sheet.label}`);

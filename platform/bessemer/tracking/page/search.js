@@ -66,8 +66,8 @@ const parallelSection = (search) => {
   const byName = new Map(search.trials.map((trial) => [trial.trial, trial]));
   const values = lines.map((line) => byName.get(line.trial).value);
   const axes = [...search.axes, { field: `${search.metric} (${search.mode === "max" ? "higher" : "lower"} is better)`, low: number(Math.min(...values)), high: number(Math.max(...values)) }];
-  const left = 70;
-  const width = Math.max(WIDTH, 170 * axes.length);
+  const left = 110;
+  const width = Math.max(WIDTH, 190 * axes.length);
   const x = (index) => left + (index * (width - 2 * left)) / (axes.length - 1);
   const y = (share) => (share === null ? HEIGHT - 18 : HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM));
   const picture = svg("svg", { class: "parallel", viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img", "aria-label": `${lines.length} trials; the table below has their numbers` });
