@@ -56,7 +56,9 @@ def model_card(run: Run, info: SnapshotInfo, *, brief: bool = False) -> str:
         lines += ["| metric | value | standard error | measured by |", "|---|---|---|---|"]
     for curve, point in measured:
         record = curve.records[point.nimg]
-        how = [f"{PROTOCOL_LABELS[n]} {short(n, record[n])}" for n in PROTOCOL_FIELDS if record.get(n) is not None]
+        how = [
+            f"{PROTOCOL_LABELS[n]} {short(n, record[n])}" for n in PROTOCOL_FIELDS if record.get(n) not in (None, "")
+        ]
         error = "" if point.standard_error is None else f"{point.standard_error:.2g}"
         lines += [f"| {_plain(curve.metric)} | {point.value:.6g} | {error} | {_plain('; '.join(how))} |"]
     if not measured:
