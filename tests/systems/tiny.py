@@ -65,6 +65,7 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
     },
     "infogan": {"noise_dim": 4, "width": 4, "hidden": 16, "q_hidden": 8},
     "bigan": {"latent_dim": 4, "hidden": 16},
+    "cyclegan": {"width": 2, "blocks": 1, "discriminator_width": 4, "identity": 5.0, "pool": 6},
     "pix2pix": {"width": 4, "discriminator_width": 4, "target_channels": 1},
     "nvae": {
         "width": 4, "groups": (2, 1), "latent_channels": 2, "components": 2, "flows": 1, "kl_warmup_kimg": 0.02,
