@@ -30,6 +30,7 @@ SYSTEMS = {
     "biggan": ("biggan", "tiny32", SMALL),
     "biggan-deep": ("biggan-deep", "deep32", {**SMALL, "classes": 10, "generator_depth": 1}),
     "one class": ("biggan", "cifar10", {"generator_width": 2, "discriminator_width": 2, "classes": 1}),
+    "clips": ("dvdgan", "tiny16", {"generator_width": 2, "discriminator_width": 2, "classes": 10}),
 }
 
 
@@ -63,7 +64,7 @@ def test_images_are_those_of_pytorch(tmp_path: Path, which: str) -> None:
         ("latents", ["batch", *system.latent_shapes["latents"]], "tensor(float)"),
         *([("labels", ["batch"], "tensor(int64)")] if conditional else []),
     ]
-    assert session.get_outputs()[0].shape == ["batch", 3, 32, 32]
+    assert session.get_outputs()[0].shape == ["batch", *system.sample_shape]
 
     prepare(system, info.class_counts, seed=info.seed, truncation=0.8, device="cpu")
     for count in (1, 2, 5):
