@@ -82,9 +82,10 @@ def export_onnx(snapshot: Path, out: Path, *, truncation: float | None = None) -
         raise RunError(f"--out {out}: there is no directory {out.parent}; make it, or choose another place.")
     system, info = load_snapshot(snapshot)
     if not system.latent_shapes:
+        why = "it makes samples from inputs" if system.given else "its samples are drawn step by step"
         raise SpecError(
-            f"--format onnx: {system.name} has no sampler from latents to images (its images are drawn step by step), "
-            "and ONNX cannot draw; use --format snapshot."
+            f"--format onnx: {system.name} has no sampler from latents alone ({why}), and that is what is written; "
+            "use --format snapshot."
         )
     networks = [system.networks()[name] for name in system.sampled_networks]
     size = sum(t.nbytes for network in networks for t in network.state_dict().values())
