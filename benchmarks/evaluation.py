@@ -254,7 +254,7 @@ def run() -> int:
         ):
             write_png(folder, part)
         if "features" in options.parts:
-            seconds |= alternate(from_features(*shape), 1, warm_up=0)
+            seconds |= alternate(from_features(*shape), 1 if options.quick else 3, warm_up=0)
         for size in SIZES if "resize" in options.parts else ():
             seconds |= alternate(resizing(small, size), rounds)
             seconds |= alternate(resizing_array(images[: 4 * BATCH], size), rounds)
