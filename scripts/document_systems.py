@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from bessemer.evaluation.names import LIKELIHOODS, TARGETS
-from bessemer.systems.contract import LikelihoodSystem, System
+from bessemer.systems.contract import System
+from bessemer.systems.likelihood import LikelihoodSystem
 from bessemer.systems.registry import all_systems, build
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,7 +22,8 @@ from bessemer.evaluation.likelihood import evaluate_likelihood
 from bessemer.evaluation.sampling import to_stored
 from bessemer.orchestration.worker import _check_metrics
 from bessemer.spec.job import JobSpec
-from bessemer.systems.contract import BaseConfig, Batch, LikelihoodSystem, System, SystemConfig
+from bessemer.systems.contract import BaseConfig, Batch, System, SystemConfig
+from bessemer.systems.likelihood import LikelihoodSystem
 
 
 class ClipConfig(SystemConfig):

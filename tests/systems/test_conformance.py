@@ -17,7 +17,8 @@ from bessemer.nn.update_state import begin_update, end_update
 from bessemer.orchestration.planning import plan_job
 from bessemer.spec.job import GuardsSpec
 from bessemer.spec.load import load_job
-from bessemer.systems.contract import Clock, LikelihoodSystem, System, Update
+from bessemer.systems.contract import Clock, System, Update
+from bessemer.systems.likelihood import LikelihoodSystem
 from bessemer.systems.registry import all_systems, build, get, rebuild
 from bessemer.training.collapse import CollapseWatch, class_distances
 from bessemer.training.distributed import Workers

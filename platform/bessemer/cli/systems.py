@@ -57,7 +57,7 @@ def list_systems(as_json: Json = False) -> None:
 def _own_metrics(system: type[System]) -> list[str]:
     """Metrics that not every system has: of its likelihood, or of targets."""
     from bessemer.evaluation.names import LIKELIHOODS, TARGETS
-    from bessemer.systems.contract import LikelihoodSystem
+    from bessemer.systems.likelihood import LikelihoodSystem
 
     likelihoods = LIKELIHOODS if issubclass(system, LikelihoodSystem) else ()
     return [*likelihoods, *(TARGETS if "targets" in system.takes else ())]

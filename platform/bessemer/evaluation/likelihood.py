@@ -23,7 +23,8 @@ from bessemer.errors import EvaluationError
 from bessemer.evaluation.reference import reference_ids
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, sampling_mode
 from bessemer.evaluation.team import ALONE, Group, Progress
-from bessemer.systems.contract import Batch, LikelihoodSystem, System
+from bessemer.systems.contract import Batch, System
+from bessemer.systems.likelihood import LikelihoodSystem
 from bessemer.training.rng import generator
 
 __all__ = ["LikelihoodRecord", "evaluate_likelihood"]

@@ -38,7 +38,8 @@ from bessemer.orchestration.preflight import with_absolute_paths
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import load_job
-from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, System
+from bessemer.systems.contract import Batch, Clock, System
+from bessemer.systems.likelihood import LikelihoodSystem
 from bessemer.systems.registry import build, check_data
 from bessemer.systems.snapshot import SnapshotInfo
 from bessemer.tracking.alerts import AlertWatch

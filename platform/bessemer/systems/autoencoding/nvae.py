@@ -21,15 +21,8 @@ from bessemer.nn.likelihoods import Bernoulli, ImageDistribution, LogisticMixtur
 from bessemer.nn.norm import renew_statistics
 from bessemer.nn.weight_penalty import largest_gains
 from bessemer.systems.autoencoding.nvae_networks import Draw, NVAENetwork
-from bessemer.systems.contract import (
-    Batch,
-    Clock,
-    LikelihoodSystem,
-    Loss,
-    OptimizerDefaults,
-    SystemConfig,
-    Update,
-)
+from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.likelihood import LikelihoodSystem
 
 __all__ = ["NVAE", "NVAEConfig", "balance"]
 

@@ -23,8 +23,9 @@ from bessemer.nn.init import init_weights
 from bessemer.nn.likelihoods import Bernoulli
 from bessemer.nn.normal import Normal
 from bessemer.nn.resample import upsample
-from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, SystemConfig, Update
 from bessemer.systems.latent import LatentSystem
+from bessemer.systems.likelihood import LikelihoodSystem
 
 __all__ = ["VAE", "VAEConfig", "VAENetwork"]
 

@@ -19,7 +19,8 @@ from torch import Generator, Tensor, nn
 from bessemer.nn.data_init import initialising
 from bessemer.nn.likelihoods import LogisticMixture, quantise
 from bessemer.systems.autoregressive.shifted import ShiftedConv2d, ShiftedDeconv2d, blank_map, put
-from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.likelihood import LikelihoodSystem
 
 __all__ = ["CachedSampler", "PixelCNNPP", "PixelCNNPPConfig", "PixelCNNPPNetwork"]
 

@@ -19,7 +19,8 @@ from bessemer.nn.convolutions import Conv1d
 from bessemer.nn.embedding import embedding
 from bessemer.nn.init import init_weights
 from bessemer.nn.mu_law import mu_law_decode, mu_law_encode
-from bessemer.systems.contract import BaseConfig, Batch, Clock, LikelihoodSystem, Loss, OptimizerDefaults, Update
+from bessemer.systems.contract import BaseConfig, Batch, Clock, Loss, OptimizerDefaults, Update
+from bessemer.systems.likelihood import LikelihoodSystem
 
 __all__ = ["CachedSampler", "WaveNet", "WaveNetConfig", "WaveNetNetwork"]
 

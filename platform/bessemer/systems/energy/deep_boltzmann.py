@@ -19,17 +19,9 @@ from torch import Generator, Tensor, nn
 from bessemer.nn.binary import draw_bits
 from bessemer.nn.precision import full_precision
 from bessemer.nn.slice_memory import SliceMemory
-from bessemer.systems.contract import (
-    Batch,
-    Clock,
-    LikelihoodSystem,
-    Loss,
-    OptimizerDefaults,
-    Stage,
-    SystemConfig,
-    Update,
-)
+from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, Stage, SystemConfig, Update
 from bessemer.systems.energy.rbm import BinaryConfig, LogZ, Machine, as_bits, as_images, protocol
+from bessemer.systems.likelihood import LikelihoodSystem
 
 __all__ = ["DBM", "DBMConfig", "DBMNetwork"]
 

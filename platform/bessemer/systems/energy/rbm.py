@@ -18,7 +18,8 @@ from torch import Generator, Tensor, nn
 from bessemer.nn.binary import Binarisation, binarise, draw_bits
 from bessemer.nn.precision import full_precision
 from bessemer.nn.slice_memory import SliceMemory
-from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.likelihood import LikelihoodSystem
 
 __all__ = [
     "RBM",

@@ -20,7 +20,8 @@ from bessemer.nn.data_init import ActNorm, initialising
 from bessemer.nn.dequantise import dequantise, log_volume, undo_dequantise
 from bessemer.nn.normal import Normal
 from bessemer.nn.precision import full_precision
-from bessemer.systems.contract import Batch, Clock, LikelihoodSystem, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, SystemConfig, Update
+from bessemer.systems.likelihood import LikelihoodSystem
 
 __all__ = ["Glow", "GlowConfig", "GlowNetwork", "InvertibleConv"]
 
