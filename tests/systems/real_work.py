@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.systems.tiny import random_batch, tiny_arguments, tiny_system
+from tests.training.forked import start_group, wait_for_group
 from torch import Tensor
 
 from bessemer.spec.job import JobSpec
@@ -20,7 +22,17 @@ from bessemer.training.ema import ShardedEma
 from bessemer.training.engine import build_engines
 from bessemer.training.loop import Trainer, owned_slices
 
-__all__ = ["FLAGSHIPS", "ITERATIONS", "train_every_system", "train_flagships_in_double"]
+__all__ = [
+    "FLAGSHIPS",
+    "ITERATIONS",
+    "State",
+    "by_one_and_two",
+    "of",
+    "train_every_system",
+    "train_flagships_in_double",
+]
+
+State = dict[str, Tensor]
 
 BATCH, SLICE, ITERATIONS = 8, 4, 7
 FLAGSHIPS = ("biggan", "biggan-deep", "stylegan2", "nvae")
@@ -74,6 +86,24 @@ def state_of(trainer: Trainer, prefix: str) -> dict[str, Tensor]:
     for key, network in trainer.system.networks().items():
         state |= {f"{key}.{k}": v.detach().clone().contiguous() for k, v in network.state_dict().items()}
     return {f"{prefix} {trainer.system.name} {k}": v for k, v in state.items()}
+
+
+def by_one_and_two(work: Callable[[Path], None], folder: Path, seconds: float) -> dict[int, list[State]]:
+    """Workers -> what each of them wrote; a group of one does `work`, and one of two."""
+    found = {}
+    for size in (1, 2):
+        out = folder / f"of-{size}"
+        log = out.with_suffix(".log")
+        codes = wait_for_group(start_group(work, size, log, out), seconds)
+        assert codes == [0] * size, log.read_text()
+        found[size] = [load_file(out.with_suffix(f".{rank}.safetensors")) for rank in range(size)]
+    return found
+
+
+def of(state: State, run: str, name: str) -> State:
+    """The part of what a worker wrote that is of one run of one system."""
+    prefix = f"{run} {name} "
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def train_every_system(out: Path) -> None:

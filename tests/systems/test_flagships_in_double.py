@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
-from tests.systems.real_work import FLAGSHIPS, train_flagships_in_double
-from tests.training.forked import start_group, wait_for_group
-from torch import Tensor
+from tests.systems.real_work import FLAGSHIPS, State, by_one_and_two, of, train_flagships_in_double
 
-State = dict[str, Tensor]
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[State]]:
-    """Workers -> what each of them wrote."""
-    found = {}
-    for size in (1, 2):
-        out: Path = tmp_path_factory.mktemp("flagships") / "out"
-        log = out.with_suffix(".log")
-        codes = wait_for_group(start_group(train_flagships_in_double, size, log, out), 300)
-        assert codes == [0] * size, log.read_text()
-        found[size] = [load_file(out.with_suffix(f".{rank}.safetensors")) for rank in range(size)]
-    return found
-
-
-def of(state: State, moment: str, name: str) -> State:
-    prefix = f"{moment} {name} "
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return by_one_and_two(train_flagships_in_double, tmp_path_factory.mktemp("flagships"), 300)
 
 
 @pytest.mark.parametrize("name", FLAGSHIPS)

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
-from tests.systems.real_work import train_every_system
-from tests.training.forked import start_group, wait_for_group
-from torch import Tensor
+from tests.systems.real_work import State, by_one_and_two, of, train_every_system
 
 from bessemer.systems.registry import all_systems
 
-State = dict[str, Tensor]
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[State]]:
-    """Workers -> what each of them wrote."""
-    found = {}
-    for size in (1, 2):
-        out: Path = tmp_path_factory.mktemp("systems") / "out"
-        log = out.with_suffix(".log")
-        codes = wait_for_group(start_group(train_every_system, size, log, out), 400)
-        assert codes == [0] * size, log.read_text()
-        found[size] = [load_file(out.with_suffix(f".{rank}.safetensors")) for rank in range(size)]
-    return found
-
-
-def of(state: State, run: str, name: str) -> State:
-    prefix = f"{run} {name} "
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return by_one_and_two(train_every_system, tmp_path_factory.mktemp("systems"), 400)
 
 
 @pytest.mark.parametrize("name", list(all_systems()))

@@ -16,7 +16,7 @@ def test_finds_every_system_and_each_says_what_it_is() -> None:
         assert "arXiv:" in cls.paper or "doi:" in cls.paper
         assert cls.presets
         for preset in cls.presets:
-            assert resolve_config(name, preset).resolution >= 1
+            assert resolve_config(name, preset).classes >= 1
 
 
 @pytest.mark.parametrize(
