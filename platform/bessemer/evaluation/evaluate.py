@@ -24,7 +24,7 @@ from bessemer.evaluation.inputs import Inputs, inputs_for
 from bessemer.evaluation.metrics import Gaussian
 from bessemer.evaluation.names import CLIP_KINDS, HELD_OUT_KINDS, KINDS, Metric, MetricKind, parse_metric
 from bessemer.evaluation.paths import check_walkable, evaluate_paths
-from bessemer.evaluation.records import EvaluationRecord
+from bessemer.evaluation.records import EvaluationRecord, weights_name
 from bessemer.evaluation.reference import Reference, joined, reference_features, reference_hash
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, allocate_labels, draw_chunk, prepare, sampling_mode, to_uint8
 from bessemer.evaluation.team import ALONE, Features, Group, Moments, Progress, Team
@@ -118,13 +118,12 @@ def evaluate_system(
         samples = len(inputs)
         dataset, held_out = (field_images(s, system.sample_field) for s in (dataset, held_out or dataset))
     references = _references(plan, dataset, held_out or dataset, cache_dir, team)
-    profile = " ".join(f"{key}={value}" for key, value in sorted(info.ema.items()))
     facts = {
         "samples": samples,
         "seed": seed,
         "truncation": truncation,
         "balance": balance if inputs is None else f"inputs {inputs.hash[:16]}",
-        "weights": f"ema {profile}".strip(),
+        "weights": weights_name(info.ema),
         "weights_sha256": info.weights_sha256,
     }
     records = []

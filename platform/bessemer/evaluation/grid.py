@@ -26,6 +26,8 @@ from bessemer.training.rng import generator
 __all__ = [
     "Sheet",
     "columns_of",
+    "device_of",
+    "draw_truncated",
     "row_labels",
     "sample_grid",
     "save_png",
@@ -111,7 +113,7 @@ def sample_grid(
         label: the one class to draw, instead of all.
         renew: renew standing statistics first; not needed right after an evaluation with the same truncation.
     """
-    device = next(system.networks()[system.sampled_networks[0]].parameters()).device
+    device = device_of(system)
     if renew:
         prepare(system, class_counts, seed=seed, truncation=truncation, device=device)
     classes = row_labels(len(class_counts), rows) if label is None else np.full(rows, label)
@@ -142,14 +144,33 @@ def truncation_sheet(
         seed: seed of the latents.
         label: the one class to draw, instead of all.
     """
-    device = next(system.networks()[system.sampled_networks[0]].parameters()).device
     own = row_labels(len(class_counts), columns) if label is None else np.full(columns, label)
-    labels, drawn = torch.from_numpy(own).to(device), []
+    return _sheet(system, torch.cat(draw_truncated(system, class_counts, own, truncations, seed)), columns)
+
+
+def draw_truncated(
+    system: System,
+    class_counts: Sequence[int],
+    labels: NDArray[np.int64],
+    truncations: Sequence[float | None],
+    seed: int,
+) -> list[Tensor]:
+    """The same latents at each of several truncations, ``None`` for none: samples [N, ...] of `labels` for each.
+
+    Standing statistics are renewed for each, and stay as the last one asks for.
+    """
+    device, drawn = device_of(system), []
     for truncation in truncations:
         prepare(system, class_counts, seed=seed, truncation=truncation, device=device)
         with torch.no_grad(), sampling_mode(system):
-            drawn.append(system.sample(labels, generator(device, seed, "sheet"), truncation))
-    return _sheet(system, torch.cat(drawn), columns)
+            own = torch.from_numpy(labels).to(device)
+            drawn.append(system.sample(own, generator(device, seed, "sheet"), truncation))
+    return drawn
+
+
+def device_of(system: System) -> torch.device:
+    """Where the networks are that samples come from."""
+    return next(system.networks()[system.sampled_networks[0]].parameters()).device
 
 
 def _sheet(system: System, samples: Tensor, columns: int) -> Sheet:
@@ -166,7 +187,7 @@ def translation_sheet(system: TranslationSystem, images: RealImages, columns: in
         columns: inputs side by side, and lines at most; there is at least one band.
         seed: of what the translation draws.
     """
-    device = next(system.networks()[system.sampled_networks[0]].parameters()).device
+    device = device_of(system)
     inputs, bands, lines = Inputs(system, images, columns * columns), list[Tensor](), 0
     with torch.no_grad(), sampling_mode(system):
         for start in range(0, len(inputs), columns):

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 
 from bessemer.data.reading.batches import as_numbers
 from bessemer.errors import EvaluationError
+from bessemer.evaluation.records import weights_name
 from bessemer.evaluation.reference import reference_ids
-from bessemer.evaluation.sampling import SAMPLE_CHUNK, sampling_mode
-from bessemer.evaluation.team import ALONE, Group, Progress
+from bessemer.evaluation.sampling import sampling_mode
+from bessemer.evaluation.team import ALONE, Group, Progress, in_chunks
 from bessemer.systems.contract import Batch, System
 from bessemer.systems.likelihood import LikelihoodSystem
 from bessemer.training.rng import generator
@@ -103,18 +105,15 @@ def evaluate_likelihood(
     started = time.perf_counter()
     ids = reference_ids(len(dataset), samples)
     labels = np.asarray(dataset.labels)[ids]
-    own = list(range(group.rank, -(-len(ids) // SAMPLE_CHUNK), group.size))
-    nats: dict[int, NDArray[np.float64]] = {}
+
+    def nats(chunk: int, rows: slice) -> NDArray[np.float64]:
+        batch = _batch(system, dataset.read_fields(ids[rows]), labels[rows], device)
+        found = system.log_likelihood(batch, generator(device, seed, "likelihood", chunk), importance_samples)
+        own: NDArray[np.float64] = found.double().cpu().numpy()
+        return own
+
     with torch.no_grad(), sampling_mode(system):
-        for done, chunk in enumerate(own, 1):
-            rows = slice(chunk * SAMPLE_CHUNK, (chunk + 1) * SAMPLE_CHUNK)
-            batch = _batch(system, dataset.read_fields(ids[rows]), labels[rows], device)
-            found = system.log_likelihood(batch, generator(device, seed, "likelihood", chunk), importance_samples)
-            nats[chunk] = found.double().cpu().numpy()
-            if progress is not None:
-                progress("likelihoods", min(done * SAMPLE_CHUNK, len(ids)), len(own) * SAMPLE_CHUNK)
-    chunks = {number: part for share in group.gather(nats) for number, part in share.items()}
-    values = np.concatenate([chunks[number] for number in sorted(chunks)])
+        values = in_chunks(len(ids), nats, group, partial(progress or (lambda *_: None), "likelihoods"))
     if bad := int((~np.isfinite(values)).sum()):  # every worker raises, so none waits for another
         raise EvaluationError(
             f"likelihoods: {bad} of {len(values)} are not finite; the run has diverged. "
@@ -134,7 +133,7 @@ def evaluate_likelihood(
             reference_hash=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
             preprocessing=f"{system.likelihood_protocol}, {importance_samples} importance samples",
             seed=seed,
-            weights=("ema " + " ".join(f"{key}={value}" for key, value in sorted(info.ema.items()))).strip(),
+            weights=weights_name(info.ema),
             weights_sha256=info.weights_sha256,
             seconds=time.perf_counter() - started,
         )

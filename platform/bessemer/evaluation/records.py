@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["EvaluationRecord"]
+__all__ = ["EvaluationRecord", "weights_name"]
+
+
+def weights_name(ema: Mapping[str, Any]) -> str:
+    """What records say of which weights were judged: the profile of a snapshot's moving average."""
+    return " ".join(["ema", *(f"{key}={value}" for key, value in sorted(ema.items()))])
 
 
 @dataclass(frozen=True)

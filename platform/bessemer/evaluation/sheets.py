@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bessemer.evaluation.grid import row_labels, tile
+from bessemer.evaluation.grid import device_of, draw_truncated, row_labels, tile
 from bessemer.evaluation.paths import slerp
 from bessemer.evaluation.sampling import prepare, sampling_mode, to_uint8
 from bessemer.systems.contract import System
@@ -52,7 +52,7 @@ def sheets_of(system: System, class_counts: Sequence[int], rows: int, seed: int 
             "truncation", "Truncation", f"Rows: {_TRUNCATIONS[0]:g}, {_TRUNCATIONS[1]:g}, none; equal latents.", cut
         )
     else:
-        prepare(system, class_counts, seed=seed, truncation=None, device=_device(system))
+        prepare(system, class_counts, seed=seed, truncation=None, device=device_of(system))
     path = interpolation_sheet(system, class_counts, seed)
     yield Drawn("interpolation", "Interpolation", "From left to right along great circles between two latents.", path)
     if len(class_counts) > rows:
@@ -63,11 +63,7 @@ def sheets_of(system: System, class_counts: Sequence[int], rows: int, seed: int 
 
 def truncations_sheet(system: System, class_counts: Sequence[int], seed: int = 0) -> NDArray[np.uint8] | None:
     """The same latents truncated to 0.5, to 1 and not at all, [3 * H, 8 * W, C]; None where that changes nothing."""
-    labels, drawn = _classes(system, class_counts), []
-    for truncation in _TRUNCATIONS:
-        prepare(system, class_counts, seed=seed, truncation=truncation, device=labels.device)
-        with torch.no_grad(), sampling_mode(system):
-            drawn.append(system.sample(labels, generator(labels.device, seed, "sheet"), truncation))
+    drawn = draw_truncated(system, class_counts, row_labels(len(class_counts), _COLUMNS), _TRUNCATIONS, seed)
     if torch.equal(drawn[0], drawn[-1]):
         return None
     return _laid_out(torch.cat(drawn), _COLUMNS)
@@ -81,7 +77,7 @@ def interpolation_sheet(system: System, class_counts: Sequence[int], seed: int =
         class_counts: training images of each class; the paths' classes take turns.
         seed: seed of the latents.
     """
-    device = _device(system)
+    device = device_of(system)
     draws, shapes = generator(device, seed, "interpolation"), dict(system.latent_shapes)
     walked = next(iter(shapes))
     own = torch.from_numpy(row_labels(len(class_counts), _PATHS)).to(device).repeat_interleave(_COLUMNS)
@@ -104,20 +100,12 @@ def class_sheet(system: System, class_counts: Sequence[int], seed: int = 0) -> N
         class_counts: training images of each class.
         seed: seed of the latents.
     """
-    device, drawn = _device(system), []
+    device, drawn = device_of(system), []
     with torch.no_grad(), sampling_mode(system):
         for own in row_labels(len(class_counts), min(len(class_counts), _MOST_CLASSES)):
             labels = torch.full((_COLUMNS,), int(own), dtype=torch.int64, device=device)
             drawn.append(system.sample(labels, generator(device, seed, "classes")))
     return _laid_out(torch.cat(drawn), _COLUMNS)
-
-
-def _device(system: System) -> torch.device:
-    return next(system.networks()[system.sampled_networks[0]].parameters()).device
-
-
-def _classes(system: System, class_counts: Sequence[int]) -> torch.Tensor:
-    return torch.from_numpy(row_labels(len(class_counts), _COLUMNS)).to(_device(system))
 
 
 def _laid_out(images: torch.Tensor, columns: int) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ import torch
 
 from bessemer.evaluation.inputs import blank_inputs
 from bessemer.evaluation.names import SPEEDS
+from bessemer.evaluation.records import weights_name
 from bessemer.evaluation.sampling import allocate_labels, prepare, sampling_mode, to_stored
 from bessemer.systems.contract import Batch, System
 from bessemer.training.rng import generator
@@ -92,7 +93,6 @@ def measure_speed(
         One record per metric.
     """
     device = torch.device(device)
-    profile = " ".join(f"{key}={value}" for key, value in sorted(info.ema.items()))
     records = []
     for metric in metrics:
         began = time.perf_counter()
@@ -120,7 +120,7 @@ def measure_speed(
                 samples=size * len(values),
                 seed=seed,
                 truncation=truncation,
-                weights=f"ema {profile}".strip(),
+                weights=weights_name(info.ema),
                 weights_sha256=info.weights_sha256,
                 hardware=hardware_name(device),
                 seconds=time.perf_counter() - began,

@@ -22,8 +22,9 @@ from bessemer.evaluation.images import RealImages
 from bessemer.evaluation.inputs import Inputs
 from bessemer.evaluation.names import TARGETS
 from bessemer.evaluation.reconstruction import psnr, ssim
-from bessemer.evaluation.sampling import SAMPLE_CHUNK, draw_chunk, sampling_mode, to_uint8
-from bessemer.evaluation.team import ALONE, Group
+from bessemer.evaluation.records import weights_name
+from bessemer.evaluation.sampling import draw_chunk, sampling_mode, to_uint8
+from bessemer.evaluation.team import ALONE, Group, in_chunks
 from bessemer.systems.contract import System
 
 __all__ = ["TargetRecord", "check_targets", "evaluate_targets"]
@@ -117,16 +118,17 @@ def evaluate_targets(
     check_targets(system, metrics[0])
     started = time.perf_counter()
     inputs = Inputs(system, dataset, samples)
-    found: dict[int, NDArray[np.float64]] = {}
+
+    def nearness(chunk: int, rows: slice) -> NDArray[np.float64]:
+        drawn = draw_chunk(system, inputs.labels, chunk, seed=seed, truncation=None, device=device, inputs=inputs)
+        targets = to_uint8(inputs.batch(rows, device)["targets"])
+        values = [_COMPUTE[metric](to_uint8(drawn.nan_to_num()), targets) for metric in metrics]
+        bad = ~drawn.isfinite().flatten(1).all(1)
+        own: NDArray[np.float64] = torch.stack(values).masked_fill(bad, math.nan).cpu().numpy()
+        return own
+
     with sampling_mode(system):
-        for chunk in range(group.rank, -(-len(inputs) // SAMPLE_CHUNK), group.size):
-            drawn = draw_chunk(system, inputs.labels, chunk, seed=seed, truncation=None, device=device, inputs=inputs)
-            targets = to_uint8(inputs.batch(slice(chunk * SAMPLE_CHUNK, (chunk + 1) * SAMPLE_CHUNK), device)["targets"])
-            values = [_COMPUTE[metric](to_uint8(drawn.nan_to_num()), targets) for metric in metrics]
-            bad = ~drawn.isfinite().flatten(1).all(1)
-            found[chunk] = torch.stack(values).masked_fill(bad, math.nan).cpu().numpy()
-    chunks = {number: part for share in group.gather(found) for number, part in share.items()}
-    every = np.concatenate([chunks[number] for number in sorted(chunks)], axis=1)
+        every = in_chunks(len(inputs), nearness, group)
     if bad_count := int(np.isnan(every[0]).sum()):  # every worker raises, so none waits for another
         raise EvaluationError(
             f"translations: {bad_count} of {len(inputs)} hold NaN or infinity; the run has diverged. "
@@ -135,7 +137,6 @@ def evaluate_targets(
     if group.rank > 0:
         return []
     seconds = time.perf_counter() - started
-    profile = " ".join(f"{key}={value}" for key, value in sorted(info.ema.items()))
     return [
         TargetRecord(
             metric=metric,
@@ -146,7 +147,7 @@ def evaluate_targets(
             samples=len(inputs),
             reference_hash=inputs.hash,
             seed=seed,
-            weights=f"ema {profile}".strip(),
+            weights=weights_name(info.ema),
             weights_sha256=info.weights_sha256,
             seconds=seconds,
         )

@@ -16,7 +16,7 @@ from bessemer.evaluation.extractors import Extractor
 from bessemer.evaluation.metrics import Gaussian
 from bessemer.evaluation.sampling import SAMPLE_CHUNK
 
-__all__ = ["ALONE", "Features", "Group", "Moments", "Progress", "Team"]
+__all__ = ["ALONE", "Features", "Group", "Moments", "Progress", "Team", "in_chunks"]
 
 Features = NDArray[np.float32]
 Number = TypeVar("Number", bound=np.floating)
@@ -55,6 +55,32 @@ class _Alone:
 
 ALONE: Group = _Alone()
 """The only worker."""
+
+
+def in_chunks(
+    total: int,
+    values: Callable[[int, slice], NDArray[np.float64]],
+    group: Group,
+    advance: Callable[[int, int], None] = lambda *_: None,
+) -> NDArray[np.float64]:
+    """Values of `total` samples, computed chunk by chunk by all workers together; the same on any number of them.
+
+    Args:
+        total: samples.
+        values: number of a chunk, and its samples -> [..., n] values of them.
+        group: this worker among the others.
+        advance: called with the samples that are done and all of them, of this worker's share.
+
+    Returns:
+        [..., total], on every worker.
+    """
+    own = range(group.rank, -(-total // SAMPLE_CHUNK), group.size)
+    found: dict[int, NDArray[np.float64]] = {}
+    for done, chunk in enumerate(own, 1):
+        found[chunk] = values(chunk, slice(chunk * SAMPLE_CHUNK, (chunk + 1) * SAMPLE_CHUNK))
+        advance(min(done * SAMPLE_CHUNK, total), len(own) * SAMPLE_CHUNK)
+    every = {chunk: part for share in group.gather(found) for chunk, part in share.items()}
+    return np.concatenate([every[chunk] for chunk in sorted(every)], axis=-1)
 
 
 @dataclass(frozen=True)

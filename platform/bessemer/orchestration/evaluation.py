@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bessemer.data.pictures import pictures
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.opening import open_job_data
 from bessemer.errors import BessemerError, SpecError
@@ -167,7 +166,7 @@ class Judge:
             self._write("sheet", info.nimg, path=name, title=sheet.title, note=sheet.note)
 
     def _real(self, number: int) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = pictures(self._dataset.read_fields(np.array([number])))[0]
+        image: NDArray[np.uint8] = self._dataset.read(np.array([number]))[0]
         return image
 
 
