@@ -57,7 +57,7 @@ class ImageFiles:
         self._source = source
         index = {name: number for number, name in enumerate(source.classes)}
         self.labels = np.array([index[entry.class_name] for entry in source.entries], dtype=np.int64)
-        self._digests: dict[int, bytes] = {}  # of the contents, noted when they are read: files are read once
+        self._digests: dict[int, bytes] = {}  # of the contents, noted when they are read
 
     @cached_property
     def manifest(self) -> _Manifest:
