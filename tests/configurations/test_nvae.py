@@ -1,4 +1,4 @@
-"""NVAE's job for one CPU core, shortened, on digits: likelihoods while training and afterwards."""
+"""NVAE's job for the CPU, shortened, on digits: likelihoods while training and afterwards."""
 
 from __future__ import annotations
 
