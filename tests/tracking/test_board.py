@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from tests.tracking.browser import CHROMIUM, browser
 from tests.tracking.test_report import EVIL, hostile
 
+from bessemer.data.fields import wave_file
 from bessemer.errors import MachineError, RunError
 from bessemer.tracking.board import is_loopback, serve
 
@@ -69,6 +71,10 @@ def test_board_of_a_store(make_run: Any, runs_root: Path) -> None:
         assert picture.startswith("/pictures/one/samples/kimg-000000.000.png?v=")
         status, headers, body = ask(address, picture)
         assert (status, headers["content-type"], body) == (200, "image/png", run.png(0))
+        sound = wave_file(np.zeros(100, np.int16), 8000)
+        (run.path / "samples" / "real.wav").write_bytes(sound)
+        status, headers, body = ask(address, "/pictures/one/samples/real.wav")
+        assert (status, headers["content-type"], body) == (200, "audio/wav", sound)
 
         (runs_root.parent / "secret.png").write_bytes(run.png(1))
         outside = ("../../secret.png", "job.yaml", "..%2f..%2fsecret.png", "../../one/samples/real.png/x")

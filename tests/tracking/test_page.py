@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.tracking.browser import CHROMIUM, Tab, browser
 from tests.tracking.test_report import hostile
 
+from bessemer.evaluation.grid import Sheet
 from bessemer.tracking.report import write_report
 
 pytestmark = [
@@ -73,6 +75,30 @@ def test_slider_moves_all_runs_and_the_enlarged_picture(fresh: Tab, page: str) -
     assert not fresh.evaluate(f"{zoom}.open")
     assert fresh.problems == []
     assert [url for url in fresh.requested if not url.startswith(("data:", "file:"))] == []
+
+
+def test_clips_move_and_sound_plays(fresh: Tab, make_run: Any, runs_root: Path) -> None:
+    one, two = make_run("clips").whole(), make_run("sound").whole()
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 1, 8, 8), dtype=np.uint8)
+    for name in ("kimg-000040.000", "kimg-000000.000"):
+        Sheet({"clips": clips}, 1).save(one.path / "samples" / f"{name}.png")
+        Sheet({"audio": np.ones((2, 4000), np.int16)}, 1, 8000).save(two.path / "samples" / f"{name}.png")
+    address = write_report([one.path, two.path], runs_root / "report.html").as_uri()
+    fresh.open(address)
+    fresh.click("h1")  # browsers play nothing to whom has not touched the page
+    audio = "document.querySelector('.player audio')"
+    assert fresh.evaluate(f"{audio}.play().then(() => {audio}.duration)") == pytest.approx(2 * (0.5 + 0.25))
+    moving = "document.querySelector('.player details img')"
+    assert fresh.evaluate(f"{moving}.decode().then(() => [{moving}.naturalWidth, {moving}.naturalHeight])") == [16, 8]
+    assert fresh.evaluate("document.querySelector('.player details').open")
+    fresh.evaluate(f"{SLIDER}.focus()")
+    fresh.press("ArrowLeft")
+    assert fresh.evaluate("document.querySelectorAll('.player > *').length") == 0
+    fresh.press("Home")
+    assert fresh.evaluate("document.querySelectorAll('.player > *').length") == 2
+    fresh.open(address, prefers_reduced_motion="reduce")
+    assert not fresh.evaluate("document.querySelector('.player details').open")
+    assert fresh.problems == []
 
 
 def test_best_number_comes_first(fresh: Tab, page: str) -> None:

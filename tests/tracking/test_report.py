@@ -13,9 +13,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bessemer.cli.report import report as report_command
+from bessemer.data.fields import wave_file
 from bessemer.errors import RunError
 from bessemer.tracking.report import write_report
 
@@ -100,7 +102,7 @@ def test_page_is_offline_and_runs_its_own_script_only(make_run: Any) -> None:
     for name, text in (("script", code), ("style", page.texts["style"])):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{name}-src 'sha256-{digest}'" in policy
-    assert "default-src 'none'; img-src data:; connect-src 'none';" in policy
+    assert "default-src 'none'; img-src data:; media-src data:; connect-src 'none';" in policy
     assert "unsafe" not in policy
 
 
@@ -198,6 +200,29 @@ def test_pictures_come_from_inside_and_must_be_png(make_run: Any, tmp_path: Path
     assert page.pictures() == [run.png(9)]
     assert page.run["pictures"]["sheets"] == []
     assert f"{len(wrong)} of {len(wrong) + 1} grids cannot be shown" in page.run["pictures"]["notes"][0]
+
+
+def test_clips_and_sound_lie_beside_their_pictures(make_run: Any, tmp_path: Path) -> None:
+    run = make_run().whole()
+    samples = run.path / "samples"
+    gif, wav = b"GIF89a" + bytes([9, 0, 8, 0]) + bytes(20), wave_file(np.zeros(100, np.int16), 8000)
+    (samples / "kimg-000040.000.gif").write_bytes(gif)
+    (samples / "real.wav").write_bytes(wav)
+    (samples / "kimg-000030.000.gif").write_bytes(b"<svg onload=alert(1)>")
+    (samples / "kimg-000020.000.wav").write_bytes(b"RIFF\0\0\0\0AVI LIST" + bytes(100))
+    (tmp_path / "secret.gif").write_bytes(gif)
+    (samples / "kimg-000010.000.gif").symlink_to(tmp_path / "secret.gif")
+    pictures = _report(run).run["pictures"]
+    assert [grid.get("plays") and grid["plays"]["type"] for grid in pictures["grids"]] == [
+        None, None, None, None, "image/gif"
+    ]  # fmt: skip
+    newest, real = pictures["grids"][-1]["plays"], pictures["real"]["plays"]
+    assert (newest["width"], newest["height"]) == (9, 8)
+    assert newest["src"] == "data:image/gif;base64," + base64.b64encode(gif).decode()
+    assert real["src"] == "data:audio/wav;base64," + base64.b64encode(wav).decode()
+    assert pictures["notes"] == [
+        "2 sheets cannot be played here: their clips or sounds are damaged, or too large for this page."
+    ]
 
 
 def test_many_grids_are_thinned_evenly_with_both_ends(make_run: Any) -> None:

@@ -27,7 +27,7 @@ from starlette.routing import Route
 from bessemer.errors import MachineError, RunError
 from bessemer.tracking.index import RunIndex
 from bessemer.tracking.journal import PROTOCOL_FIELDS
-from bessemer.tracking.pictures import read_png
+from bessemer.tracking.pictures import Media, read_media
 from bessemer.tracking.report import render_page
 from bessemer.tracking.report_data import report_data
 from bessemer.tracking.runs import load_run
@@ -76,10 +76,10 @@ def board_app(root: Path, token: str | None = None) -> Starlette:
         runs = [load_run(root / name) for name in names]
         links = {run.path.resolve(): quote(run.name, safe="") for run in runs}
 
-        def link(path: Path, data: bytes) -> str:
-            place, name = next((place, name) for place, name in links.items() if path.is_relative_to(place))
-            version = hashlib.sha256(data).hexdigest()[:12]  # a picture that changes has another address
-            return f"/pictures/{name}/{quote(str(path.relative_to(place)))}?v={version}"
+        def link(media: Media) -> str:
+            place, name = next((place, name) for place, name in links.items() if media.path.is_relative_to(place))
+            version = hashlib.sha256(media.data).hexdigest()[:12]  # a picture that changes has another address
+            return f"/pictures/{name}/{quote(str(media.path.relative_to(place)))}?v={version}"
 
         return _unless_known(request, report_data(runs, link))
 
@@ -87,10 +87,10 @@ def board_app(root: Path, token: str | None = None) -> Starlette:
         name = request.path_params["run"]
         if name in ("", ".", "..") or "/" in name:
             return PlainTextResponse("no such run", status_code=404)
-        found = read_png(root / name, request.path_params["path"])
+        found = read_media(root / name, request.path_params["path"])
         if found is None:
             return PlainTextResponse("no such picture", status_code=404)
-        return Response(found[1], media_type="image/png", headers={"Cache-Control": "private, max-age=86400"})
+        return Response(found.data, media_type=found.type, headers={"Cache-Control": "private, max-age=86400"})
 
     routes = [
         Route("/", page),

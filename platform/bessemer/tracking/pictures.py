@@ -1,7 +1,7 @@
-"""Pictures of a run for the report: sample grids over time, the real images, sheets; inline as PNG.
+"""Pictures of a run for the report: sample grids over time, the real images, sheets; clips and sound to play.
 
-A run directory may come from anywhere: a picture is taken only from inside it, only if it is a PNG of a sensible
-size, and all together stay below a limit, so that the page still opens on a phone.
+A run directory may come from anywhere: a file is taken only from inside it, only if it begins like a PNG, GIF or WAV
+file of a sensible size, and all together stay below a limit, so that the page still opens on a phone.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bessemer.tracking.files import path_inside
 from bessemer.tracking.runs import Run, text
 
-__all__ = ["MOST_BYTES", "pictures_of", "read_png"]
+__all__ = ["MOST_BYTES", "Media", "pictures_of", "read_media"]
 
 MOST_BYTES = 9 << 20
 """Of the pictures of one page; inline they take a third more."""
@@ -23,15 +23,29 @@ _MOST_GRIDS = 60
 _MOST_SHEETS = 12
 _MOST_BYTES_EACH = 8 << 20
 _MOST_PIXELS = 8192  # on a side
-_SIGNATURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PLAYING = (".gif", ".wav")
 
-Link = Callable[[Path, bytes], str]
+
+class Media(NamedTuple):
+    """A file of a run that a page may show."""
+
+    path: Path
+    data: bytes
+    type: str
+    """`image/png`, `image/gif` or `audio/wav`."""
+    width: int
+    height: int
+    """Pixels; 0 of sound."""
+
+
+Link = Callable[[Media], str]
 """Address of a picture: its data, or where a server has it."""
 
 
-def inline(path: Path, data: bytes) -> str:  # noqa: ARG001
-    """The picture itself as an address."""
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+def inline(media: Media) -> str:
+    """The file itself as an address."""
+    return f"data:{media.type};base64,{base64.b64encode(media.data).decode()}"
 
 
 def pictures_of(run: Run, most_bytes: int = MOST_BYTES, link: Link = inline) -> dict[str, Any]:
@@ -47,12 +61,11 @@ def pictures_of(run: Run, most_bytes: int = MOST_BYTES, link: Link = inline) -> 
 
     def take(relative: object, label: str) -> dict[str, Any] | None:
         nonlocal budget
-        found = read_png(run.path, relative)
-        if found is None or len(found[1]) > budget:
+        found = read_media(run.path, relative)
+        if found is None or len(found.data) > budget:
             return None
-        budget -= len(found[1])
-        path, data, width, height = found
-        return {"label": label, "src": link(path, data), "width": width, "height": height}
+        budget -= len(found.data)
+        return {"label": label, "src": link(found), "width": found.width, "height": found.height, "type": found.type}
 
     real = take("samples/real.png", "Real images")
     sheets = []
@@ -69,7 +82,7 @@ def pictures_of(run: Run, most_bytes: int = MOST_BYTES, link: Link = inline) -> 
     average = sum(sizes) / len(sizes) if sizes else 0
     if sum(sizes) > budget:
         chosen = _spread(order, max(2, int(budget / average)))
-    grids = []
+    grids: dict[int, dict[str, Any]] = {}
     refused = 0
     # The two ends first: they are what the page cannot do without.
     for nimg in sorted(chosen, key=lambda nimg: (nimg not in (order[0], order[-1]), nimg)):
@@ -77,7 +90,7 @@ def pictures_of(run: Run, most_bytes: int = MOST_BYTES, link: Link = inline) -> 
         if grid is None:
             refused += 1
         else:
-            grids.append(grid | {"kimg": nimg / 1000})
+            grids[nimg] = grid | {"kimg": nimg / 1000}
     if refused:
         notes.append(
             f"{refused} of {len(chosen)} grids cannot be shown: missing, too large, outside the run directory, or no "
@@ -85,16 +98,28 @@ def pictures_of(run: Run, most_bytes: int = MOST_BYTES, link: Link = inline) -> 
         )
     if len(grids) + refused < len(order):
         notes.append(f"{len(grids)} of {len(order)} grids are shown, to keep this page small.")
-    return {
-        "grids": sorted(grids, key=lambda grid: float(grid["kimg"])),
-        "real": real,
-        "sheets": sheets,
-        "notes": notes,
-    }
+    unplayed = 0
+    # What plays comes out of what is left, the newest first.
+    for shown, relative in [(real, "samples/real.png"), *((grids[n], paths[n]) for n in sorted(grids, reverse=True))]:
+        beside = _plays(run.path, relative)
+        if shown is not None and beside is not None:
+            shown["plays"] = take(beside, "")
+            unplayed += shown["plays"] is None
+    if unplayed:
+        notes.append(
+            f"{unplayed} sheets cannot be played here: their clips or sounds are damaged, or too large for this page."
+        )
+    return {"grids": [grids[nimg] for nimg in sorted(grids)], "real": real, "sheets": sheets, "notes": notes}
 
 
-def read_png(directory: Path, relative: object) -> tuple[Path, bytes, int, int] | None:
-    """Path, content, width and height of a sound PNG inside a run directory; None for anything else."""
+def _plays(directory: Path, relative: object) -> str | None:
+    """The clip or sound that lies beside a picture of it."""
+    beside = [str(Path(str(relative)).with_suffix(ending)) for ending in _PLAYING]
+    return next((name for name in beside if path_inside(directory, name) is not None), None)
+
+
+def read_media(directory: Path, relative: object) -> Media | None:
+    """A sound PNG, GIF or WAV file inside a run directory; None for anything else."""
     path = path_inside(directory, relative)
     try:
         if path is None or path.stat().st_size > _MOST_BYTES_EACH:
@@ -102,12 +127,18 @@ def read_png(directory: Path, relative: object) -> tuple[Path, bytes, int, int] 
         data = path.read_bytes()
     except OSError:
         return None
-    if not data.startswith(_SIGNATURE) or len(data) < 33:
+    if path.suffix == ".wav":
+        sound = data[:4] == b"RIFF" and data[8:16] == b"WAVEfmt " and len(data) > 44
+        return Media(path, data, "audio/wav", 0, 0) if sound else None
+    if data.startswith(_PNG) and len(data) >= 33:
+        kind, width, height = "image/png", int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    elif data.startswith((b"GIF87a", b"GIF89a")) and len(data) >= 26:
+        kind, width, height = "image/gif", int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+    else:
         return None
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if not (0 < width <= _MOST_PIXELS and 0 < height <= _MOST_PIXELS):
         return None
-    return path, data, width, height
+    return Media(path, data, kind, width, height)
 
 
 def _size(directory: Path, relative: object) -> int:

@@ -68,7 +68,7 @@ def render_page(title: str, data: dict[str, Any], scripts: Sequence[str] = _SCRI
     own = "'none'" if connect is None else connect
     pictures = "data:" if connect is None else f"data: {connect}"
     policy = (
-        f"default-src 'none'; img-src {pictures}; connect-src {own}; "
+        f"default-src 'none'; img-src {pictures}; media-src {pictures}; connect-src {own}; "
         f"style-src 'sha256-{_digest(style)}'; script-src 'sha256-{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )

@@ -11,13 +11,15 @@ const samplesSection = (runs) => {
     .filter(({ run }) => run.pictures.grids.length)
     .map(({ run, index }) => {
       const picture = pictureButton(run.pictures.grids.at(-1), zoom);
+      const player = playerOf(zoom);
       const when = el("span");
-      const panel = el("figure", { class: "shown" }, el("figcaption", {}, runs.length > 1 ? runName(run, index) : el("b", { text: "Samples" }), when), picture.node);
+      const panel = el("figure", { class: "shown" }, el("figcaption", {}, runs.length > 1 ? runName(run, index) : el("b", { text: "Samples" }), when), picture.node, player.node);
       const show = (kimg) => {
         // The newest grid that the run had drawn by then.
         const grids = run.pictures.grids;
         const grid = grids.filter((one) => one.kimg <= kimg).at(-1) ?? grids[0];
         picture.show(grid, `${run.name}, ${grid.label}`);
+        player.show(grid.plays, `${run.name}, ${grid.label}, played`);
         when.textContent = grid.label;
       };
       return { panel, show };
@@ -27,7 +29,9 @@ const samplesSection = (runs) => {
   const realPanels = [...reals.values()].map((run) => {
     const picture = pictureButton(run.pictures.real, zoom);
     picture.show(run.pictures.real, "Real images");
-    return el("figure", { class: "shown" }, el("figcaption", {}, el("b", { text: "Real images" }), el("span", { text: reals.size > 1 ? run.name : "from the data set" })), picture.node);
+    const player = playerOf(zoom);
+    player.show(run.pictures.real.plays, "Real data, played");
+    return el("figure", { class: "shown" }, el("figcaption", {}, el("b", { text: run.pictures.real.plays ? "Real data" : "Real images" }), el("span", { text: reals.size > 1 ? run.name : "from the data set" })), picture.node, player.node);
   });
   const slider = el("input", { type: "range", id: "grid-slider", min: 0, max: Math.max(stops.length - 1, 0), value: stops.length - 1, step: 1, "aria-label": "Samples over time" });
   const label = el("output", { for: "grid-slider", id: "grid-label" });
@@ -91,7 +95,7 @@ const sheets = (runs, zoom) =>
       : [],
   );
 
-const isPicture = (source) => source.startsWith("data:image/png;base64,") || source.startsWith("/pictures/");
+const isPicture = (source) => /^(data:(image\/(png|gif)|audio\/wav);base64,|\/pictures\/)/.test(source);
 
 const pictureButton = (first, zoom) => {
   const image = el("img", { width: first.width, height: first.height, alt: "", decoding: "async" });
@@ -100,6 +104,26 @@ const pictureButton = (first, zoom) => {
     if (isPicture(picture.src)) image.src = picture.src;
     image.alt = label;
     node.setAttribute("aria-label", `Enlarge: ${label}`);
+  };
+  return { node, show };
+};
+
+// Sound has controls. Clips move, unless they are folded, as they are from the start where people ask for less motion.
+const playerOf = (zoom) => {
+  const node = el("div", { class: "player" });
+  let now = null;
+  const show = (media, label) => {
+    if ((media?.src ?? null) === now) return; // what plays goes on playing
+    now = media?.src ?? null;
+    node.replaceChildren();
+    if (!media || !isPicture(media.src)) return;
+    if (media.type === "audio/wav") node.append(el("audio", { controls: true, preload: "metadata", src: media.src, "aria-label": label }));
+    else {
+      const clip = pictureButton(media, zoom);
+      clip.show(media, label);
+      const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      node.append(el("details", { open: !still }, el("summary", { text: "Moving" }), clip.node));
+    }
   };
   return { node, show };
 };
