@@ -54,3 +54,17 @@ def test_each_evaluation_leaves_neighbours_and_the_end_leaves_sheets(tmp_path: P
     assert np.array_equal(right.reshape(12, 32, 32, 3), images.transpose(0, 2, 3, 1))
     shown = pictures_of(load_run(run))["sheets"]
     assert [(one["label"], one["kimg"]) for one in shown] == [(title, 0.032) for title in shapes]
+
+
+def test_a_run_that_stops_early_leaves_them_too(tmp_path: Path) -> None:
+    job = JOB.replace("memorised_pixels", "kid_pixels").replace("total_kimg: 0.032", "total_kimg: 10")
+    job = job.replace("every_kimg: 1.0", "every_kimg: 0.016, stop_after_kimg: 0.032")
+    job = job.replace("slice_size: 8}", "slice_size: 8, optimizers: {generator: {lr: 1.0e-12}}}")  # cannot improve
+    run = tmp_path / "run"
+    process = torchrun(digits_job(tmp_path, job), run, workers=1)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    journal = read_journal(run / "journal.jsonl")
+    (stopped,) = [r["nimg"] for r in journal if r.get("event") == "stopped_early"]
+    drawn = [(r["title"], r["nimg"]) for r in journal if r["kind"] == "sheet"]
+    assert drawn == [(title, stopped) for title in ("Truncation", "Interpolation", "Classes")]

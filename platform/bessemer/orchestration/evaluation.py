@@ -158,12 +158,19 @@ class Judge:
             figure = pair_figure(pairs, generated, self._real)
             note = f"Generated left, the nearest real image right; the most suspicious first, by {record.extractor}."
             sheets.append(Drawn("neighbours", "Nearest neighbours", note, figure))
-        if info.nimg >= self._job.training.total_kimg * 1000:
+        if self._is_last(info):
             sheets += sheets_of(system, info.class_counts, spec.grid, seed=self._job.seed)
         for sheet in sheets:
             name = f"samples/{kimg_name(info.nimg)}-{sheet.name}.png"
             save_png(self._run.path / name, sheet.pixels)
             self._write("sheet", info.nimg, path=name, title=sheet.title, note=sheet.note)
+
+    def _is_last(self, info: SnapshotInfo) -> bool:
+        """Whether the run ends here, at its total or because its metric, which is written already, stalls."""
+        if info.nimg >= self._job.training.total_kimg * 1000:
+            return True
+        verdict = verdict_on(self._run.path, self._job.evaluation)
+        return verdict is not None and verdict.action == "stop"
 
     def _real(self, number: int) -> NDArray[np.uint8]:
         image: NDArray[np.uint8] = self._dataset.read(np.array([number]))[0]

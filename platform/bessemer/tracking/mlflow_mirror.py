@@ -27,7 +27,7 @@ from bessemer.tracking.runs import Run, load_run
 __all__ = ["MlflowMirror", "register_run", "replay"]
 
 _LOCK_FILE = ".mlflow.lock"
-_INTERVAL, _LONGEST_INTERVAL, _UPLOAD = 2.0, 60.0, 540.0  # seconds
+_INTERVAL, _LONGEST_INTERVAL, _UPLOAD = 5.0, 60.0, 540.0  # seconds
 _FINAL_STATUS: dict[str, FinalStatus] = {"finished": "FINISHED", "failed": "FAILED"}
 
 _log = logging.getLogger(__name__)
