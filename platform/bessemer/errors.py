@@ -17,6 +17,10 @@ them without a traceback and exits with code 2; anything else is a defect of Bes
     └── MachineError         ports, memory, devices, missing packages
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 __all__ = [
     "BessemerError",
     "CheckpointError",
@@ -28,7 +32,14 @@ __all__ = [
     "StoreError",
     "TrackingError",
     "TrainingError",
+    "some",
 ]
+
+
+def some(items: Sequence[object], most: int = 5) -> str:
+    """The first of many things, in a message: `a, b, c, d, e and 7 more`."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
 
 
 class BessemerError(Exception):

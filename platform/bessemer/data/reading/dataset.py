@@ -16,7 +16,7 @@ from bessemer.data.manifest import MANIFEST, Manifest
 from bessemer.data.reading.quarantine import BadSample, Quarantine
 from bessemer.data.reading.shard_cache import CachedShards, ShardCache, default_cache_directory
 from bessemer.data.reading.shard_files import LocalShards
-from bessemer.errors import DataError
+from bessemer.errors import DataError, some
 from bessemer.files import file_sha256
 from bessemer.stores.opening import is_remote, open_store
 from bessemer.stores.store import MissingObjectError, Store
@@ -299,9 +299,9 @@ def _check_shards(directory: Path, manifest: Manifest, verify: str) -> None:
             wrong.append(f"{shard.name} has other content (sha256 differs)")
     faults = []
     if missing:
-        faults.append(f"{len(missing)} of {len(manifest.shards)} shards are missing: {_some(missing)}")
+        faults.append(f"{len(missing)} of {len(manifest.shards)} shards are missing: {some(missing)}")
     if wrong:
-        faults.append(f"{len(wrong)} of {len(manifest.shards)} shards are damaged: {_some(wrong)}")
+        faults.append(f"{len(wrong)} of {len(manifest.shards)} shards are damaged: {some(wrong)}")
     if faults:
         raise DataError(
             f"data set {directory}: {'; '.join(faults)}; copy them again from where they were packed, or pack the data "
@@ -336,8 +336,3 @@ def _check_index(data: bytes, source: Path | str, manifest: Manifest) -> Index:
         class_counts=list(manifest.class_counts),
         members=manifest.members,
     )
-
-
-def _some(items: list[str], most: int = 5) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from bessemer.errors import DataError
+from bessemer.errors import DataError, some
 
 __all__ = ["Parts", "are_domains", "are_pairs", "pair", "without_domain_words"]
 
@@ -23,7 +23,6 @@ _SIDES = {
     **dict.fromkeys(("target", "targets", "b"), 1),
 }
 _DOMAIN = re.compile(r"(train|test|val)(A|B)")
-_MOST = 5
 
 
 def are_pairs(paths: Iterable[PurePosixPath]) -> bool:
@@ -63,13 +62,13 @@ def pair(name: str, images: Iterable[PurePosixPath]) -> tuple[Parts, dict[PurePo
             )
     if odd:
         raise DataError(
-            f"{name}: {len(odd)} images are neither inputs nor targets ({_some(odd)}); pairs are x.input.jpg and "
+            f"{name}: {len(odd)} images are neither inputs nor targets ({some(odd)}); pairs are x.input.jpg and "
             f"x.target.jpg, or input/x.jpg and target/x.jpg (also A and B)"
         )
     lonely = [str(sides[0].get(key) or sides[1][key]) for key in sorted(sides[0].keys() ^ sides[1].keys())]
     if lonely:
         raise DataError(
-            f"{name}: {len(lonely)} images have no other half ({_some(lonely)}); every input has a target of the same "
+            f"{name}: {len(lonely)} images have no other half ({some(lonely)}); every input has a target of the same "
             f"name: add it, or remove the image"
         )
     return {path: key for key, path in sides[0].items()}, {
@@ -102,8 +101,3 @@ def _side(path: PurePosixPath) -> tuple[int, tuple[str, ...]] | None:
         return None
     side = _SIDES[folders.pop(places[0]).lower()]
     return side, (*folders, path.stem)
-
-
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - _MOST} more" if len(items) > _MOST else ""
-    return ", ".join(items[:_MOST]) + more

@@ -28,16 +28,13 @@ from bessemer.data.sources.labels import class_order, match_labels, parse_labels
 from bessemer.data.sources.pairs import Parts, are_domains, are_pairs, pair, without_domain_words
 from bessemer.data.sources.parquet import open_parquet
 from bessemer.data.sources.sound import SOUND
-from bessemer.errors import DataError, MachineError
+from bessemer.data.sources.splits import take_split
+from bessemer.errors import DataError, MachineError, some
 
-__all__ = ["ENDINGS", "SPLITS", "Entry", "Source", "open_source"]
+__all__ = ["ENDINGS", "Entry", "Source", "open_source"]
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 """Endings of the files that are taken for images."""
-SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation"})
-"""Top folders with these names are splits of one data set, not classes."""
-DEFAULT_SPLITS = ("train", "training")
-
 
 _ENDINGS: dict[Kind, frozenset[str]] = {
     **dict.fromkeys(KINDS, ENDINGS),
@@ -284,7 +281,7 @@ def _arrange(name: str, found: _Found, split: str | None, labels: str | None) ->
         relative = without_domain_words(relative)
     elif kind == "clips" and not isinstance(files, ArrayFiles) and not are_animated(files, images):
         relative, others = frames_in_folders(name, images)
-    relative, taken, splits = _take_split(name, relative, split)
+    relative, taken, splits = take_split(name, relative, split)
     known, order, origin = _labels(found, list(relative), labels)
     entries = [
         replace(entry, paths=tuple(others[entry.path])) if entry.path in others else entry
@@ -294,7 +291,7 @@ def _arrange(name: str, found: _Found, split: str | None, labels: str | None) ->
     classes = [one for one in order if one in present] if order else class_order(present)
     if kind == "domains" and len(classes) != 2:
         raise DataError(
-            f"{name} has {len(classes)} class folders ({_some(classes)}); two domains are two folders of images, such "
+            f"{name} has {len(classes)} class folders ({some(classes)}); two domains are two folders of images, such "
             f"as horse and zebra, or trainA and trainB"
         )
     return Source(name, files, sorted(entries), classes, origin, taken, splits, dict(sorted(ignored.items())), kind)
@@ -344,35 +341,6 @@ def _labels(
     return match_labels(wanted, parsed, inner, images), None, PurePosixPath(wanted).name
 
 
-def _take_split(name: str, relative: Parts, split: str | None) -> tuple[Parts, str | None, list[str]]:
-    """Strip common top folders and choose the split."""
-    while True:
-        tops = sorted({parts[0] for parts in relative.values()})
-        shallow = min(len(parts) for parts in relative.values())
-        if shallow >= 2 and SPLITS.issuperset(top.lower() for top in tops):
-            break
-        if len(tops) == 1 and shallow >= 3:
-            relative = {path: parts[1:] for path, parts in relative.items()}
-            continue
-        if split is not None:
-            raise DataError(
-                f"--split {split}: {name} has no splits; its top folders are {_some(tops)}, splits are named "
-                f"{', '.join(sorted(SPLITS))}. Leave --split out to take all images"
-            )
-        return relative, None, []
-    if split is None:
-        default = [top for top in tops if top.lower() in DEFAULT_SPLITS]
-        if len(tops) > 1 and len(default) != 1:
-            raise DataError(f"{name} has the splits {', '.join(tops)}; choose: --split {tops[0]}, or --split all")
-        split = default[0] if default else tops[0]
-    if split == "all":
-        # The split stays in the key, so that equal names in two splits remain two images.
-        return {path: (*parts[1:-1], f"{parts[0]}-{parts[-1]}") for path, parts in relative.items()}, "all", tops
-    if split not in tops:
-        raise DataError(f"--split {split}: {name} has the splits {', '.join(tops)}; choose one of them, or all")
-    return {path: parts[1:] for path, parts in relative.items() if parts[0] == split}, split, tops
-
-
 def _classify(name: str, relative: Parts, labels: dict[PurePosixPath, str] | None) -> list[Entry]:
     for path in relative:
         if not str(path).isprintable():  # also what is no UTF-8
@@ -383,8 +351,8 @@ def _classify(name: str, relative: Parts, labels: dict[PurePosixPath, str] | Non
     if flat and len(flat) < len(relative):
         folders = sorted({parts[0] for parts in relative.values() if len(parts) > 1})
         raise DataError(
-            f"{name} has {len(flat)} images beside its class folders ({_some([str(path) for path in sorted(flat)])}; "
-            f"folders {_some(folders)}); move them into class folders, or all images into one, "
+            f"{name} has {len(flat)} images beside its class folders ({some(sorted(flat))}; "
+            f"folders {some(folders)}); move them into class folders, or all images into one, "
             f"or give their labels in a file: --labels"
         )
     if flat:
@@ -404,8 +372,3 @@ def _digits() -> Labelled:
     # 0..16 are the counts of set pixels in 4x4 blocks of the scan.
     images: NDArray[np.uint8] = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return Labelled(None, iter([images[..., None]]), [str(label) for label in digits.target.tolist()])
-
-
-def _some(items: list[str], most: int = 5) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
