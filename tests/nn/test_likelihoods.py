@@ -126,6 +126,37 @@ def test_the_mean_is_that_of_the_draws() -> None:
     torch.testing.assert_close(mixture.sample(_g()).mean(0), mixture.mean()[0], atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "means", [[0.1, -0.4, 0.3, 0.2, -0.3, 0.4], [2.0, -3.0, 0.6, 0.2, -0.2, 0.5], [0.9, -0.8, 1.4, -0.9, -2.5, 1.0]]
+)
+def test_the_mean_by_enumeration(means: list[float]) -> None:
+    """Σ x·p(x) over all colours of 5 bits. A red beyond 1 moves green and blue as a red of 1 does."""
+    k, bits = 2, 5
+    parameters = torch.zeros(10 * k, dtype=F64)
+    parameters[:k] = torch.tensor([0.4, -0.2])
+    own = parameters[k:].view(3, 3, k)
+    own[:, 0] = torch.tensor(means, dtype=F64).view(3, k)
+    own[:, 1] = torch.tensor([[-2.0, -2.5], [-3.0, -1.5], [-2.0, -3.0]])
+    own[:, 2] = torch.tensor([[1.5, -0.7], [-1.2, 0.9], [0.8, 1.1]])
+    x = _all_pixels(bits, 3)
+    masses = _mixture(parameters, len(x), 3, bits).log_prob(x).exp()
+    expected = (masses[:, None] * x[:, :, 0, 0]).sum(0)
+    mean = _mixture(parameters, 1, 3, bits).mean()[0, :, 0, 0]
+    torch.testing.assert_close(mean[0], expected[0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(mean, expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("log_scale", [-2.0, 0.0, math.log(7.99), math.log(8.01), 5.0, 11.0])
+def test_the_mean_of_grey_levels_by_enumeration(log_scale: float) -> None:
+    x = _all_pixels(8, 1)
+    for mean in (-1.3, 0.0, 0.4, 40.0):
+        grey = _grey([0.0], [mean], [log_scale])
+        expected = _mixture(grey, 256, 1, 8).log_prob(x).exp() @ x.flatten()
+        for dtype, error in ((F64, 2e-5), (torch.float32, 2.5e-5)):
+            found = _mixture(grey.to(dtype), 1, 1, 8).mean().double().squeeze()
+            torch.testing.assert_close(found, expected, rtol=0, atol=error)
+
+
 def test_gradients_stay_finite_at_the_extremes() -> None:
     parameters = torch.tensor([0.0, 80.0, -60.0], requires_grad=True)
     for log_scale in (-60.0, 60.0):

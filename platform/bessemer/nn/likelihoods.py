@@ -26,6 +26,15 @@ def _uniform(shape: torch.Size, generator: Generator, dtype: torch.dtype) -> Ten
     return u.clamp_(1e-12, 1 - 1e-12).to(torch.promote_types(dtype, torch.float32))
 
 
+def _clamped_mean(mean: Tensor, scale: Tensor) -> Tensor:
+    """E[min(max(x, -1), 1)] of logistic x: -1 + ∫ P(x > t) dt, from -1 to 1."""
+    narrow = scale.clamp(max=8)
+    exact = narrow * (F.softplus((mean + 1) / narrow) - F.softplus((mean - 1) / narrow)) - 1
+    # In broad ones this would cancel; to them Simpson's rule is exact but for 1e-6.
+    low, middle, high = (torch.tanh((mean + t) / (2 * scale)) for t in (-1, 0, 1))
+    return torch.where(scale < 8, exact, (low + 4 * middle + high) / 6)
+
+
 class ImageDistribution(Protocol):
     """p(x) over images [N, C, H, W]."""
 
@@ -129,13 +138,18 @@ class LogisticMixture:
         return self._by_colour(means, coefficients, lambda i, mean: self._level(mean + noise[:, i]))
 
     def mean(self) -> Tensor:
-        weights = torch.softmax(self.logits, 1).unsqueeze(1)
-        c = self.coefficients if self.channels == 3 else None
-        of_components = [
-            self._by_colour(self.means[:, :, i], None if c is None else c[:, :, i], lambda _, mean: mean)
-            for i in range(self.logits.shape[1])
-        ]
-        return (torch.stack(of_components, 2) * weights).sum(2).clamp(-1, 1)
+        """Expected images, up to the rounding to levels: exact for grey and red.
+
+        Colours move the next one as their own mean within each component, where they really move it as they were drawn.
+        What a component puts beyond the ends lies on them, so a mean beyond an end moves the next colour no further.
+        """
+        scales = self.log_scales.exp()
+        of_components = self._by_colour(
+            self.means,
+            self.coefficients if self.channels == 3 else None,
+            lambda i, mean: _clamped_mean(mean, scales[:, i]),
+        )
+        return (of_components * torch.softmax(self.logits, 1).unsqueeze(1)).sum(2).clamp(-1, 1)
 
     def _level(self, x: Tensor) -> Tensor:
         """The level in whose interval x lies."""
@@ -143,7 +157,7 @@ class LogisticMixture:
 
     @staticmethod
     def _by_colour(means: Tensor, coefficients: Tensor | None, value: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """One colour after the other; means [N, C, H, W]."""
+        """One colour after the other; means and coefficients [N, C, ...]."""
         out: list[Tensor] = []
         for i in range(means.shape[1]):
             mean = means[:, i]
