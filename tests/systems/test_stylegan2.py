@@ -429,3 +429,19 @@ def test_half_precision_stays_close_and_leaves_the_low_resolutions_alone(dtype: 
     assert in_half == {
         "G.synthesis.blocks.2.convs.0", "G.synthesis.blocks.2.convs.1", "D.blocks.0.conv1", "D.blocks.0.conv2",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("resolution", "expected"), [(256, {32, 64, 128, 256}), (32, {8, 16, 32}), (16, {8, 16})], ids=str
+)
+def test_the_four_highest_resolutions_run_in_half_precision_but_never_the_lowest(
+    resolution: int, expected: set[int]
+) -> None:
+    with torch.device("meta"):
+        system = build("stylegan2", "config-f", {"resolution": resolution})
+    assert isinstance(system, StyleGAN2)
+    sizes = [2**k for k in range(2, resolution.bit_length())]
+    blocks = zip(sizes, system.generator.synthesis.blocks, strict=True)
+    assert {r for r, block in blocks if block.in_half} == expected
+    halving = zip(reversed(sizes[1:]), system.discriminator.blocks, strict=True)
+    assert {r for r, block in halving if block.in_half} == expected

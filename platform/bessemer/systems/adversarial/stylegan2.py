@@ -55,7 +55,8 @@ class StyleGAN2Config(SystemConfig):
     minibatch_group: Size = 4
     """Images whose standard deviation the discriminator sees; at most the slice, of which it takes a divisor."""
     half_resolutions: Annotated[int, Field(ge=0)] = 4
-    """Resolutions, from the highest down, that run in the job's `training.precision`; the others stay in fp32."""
+    """Resolutions, from the highest down, that run in the job's `training.precision`; the others stay in fp32, as 4x4
+    always does."""
     clamp: Positive = 256.0
     """Bound of activations in layers that run in fp16."""
     lr: Positive = 0.002
@@ -105,7 +106,7 @@ class StyleGAN2Config(SystemConfig):
 
     def is_half(self, resolution: int) -> bool:
         """Whether layers of a resolution run in half precision if the job asks for it."""
-        return resolution << self.half_resolutions > self.resolution
+        return resolution > 4 and resolution << self.half_resolutions > self.resolution
 
 
 _PAPER = {"channel_base": 32768, "augment": "bgc", "lr": 0.0025, "minibatch_group": 8}
