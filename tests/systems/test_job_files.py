@@ -124,3 +124,62 @@ def test_the_rate_of_sngan_falls_in_the_last_50_000_of_450_000_steps() -> None:
     images = 5 * training.batch_size  # of one step of the generator
     steps = [lr_factor(training, step * images) for step in (0, 400_000, 425_000, 450_000)]
     assert steps == pytest.approx([1, 1, 0.5, 0])
+
+
+@pytest.mark.parametrize(
+    ("data", "images", "epochs", "batch", "workers", "warmup_epochs", "mirror"),
+    [
+        ("mnist", 60_000, 400, 400, 2, 5, False),
+        ("cifar10", 50_000, 400, 256, 8, 5, True),
+        ("celeba64", 162_770, 90, 128, 8, 5, True),
+        ("imagenet32", 1_281_147, 45, 576, 24, 1, True),
+        ("celebahq256", 27_000, 300, 96, 24, 5, True),
+        ("ffhq256", 63_000, 200, 96, 24, 5, True),
+    ],
+)
+def test_nvae_trains_as_published(
+    data: str, images: int, epochs: int, batch: int, workers: int, warmup_epochs: int, mirror: bool
+) -> None:
+    """Table 6 and the published commands; the rate falls along a cosine to 1e-4, and β rises over 30% of the run."""
+    path = ROOT / "jobs" / f"nvae-{data}.yaml"
+    job, config = load_job(path), _system(path).config
+    training, schedule = job.training, job.training.lr_schedule
+    assert (training.batch_size, job.resources.workers, job.data.mirror) == (batch, workers, mirror)
+    assert training.total_kimg * 1000 == pytest.approx(epochs * images, abs=500)
+    assert schedule.warmup_kimg * 1000 == pytest.approx(warmup_epochs * images, abs=500)
+    assert (schedule.decay, schedule.decay_from_kimg) == ("cosine", None)
+    assert config.lr * schedule.final == pytest.approx(1e-4)  # type: ignore[attr-defined]
+    assert config.kl_warmup_kimg == pytest.approx(0.3 * training.total_kimg, rel=1e-4)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("stem", "kimg", "batch", "deviation", "lr", "gamma", "average", "rampup", "mirror"),
+    [
+        ("ffhq1024", 25_000, 32, 4, 0.002, 10, 10, None, True),
+        ("lsunchurch256", 88_000, 32, 4, 0.002, 100, 10, None, False),
+        ("ffhq256", 25_000, 64, 8, 0.0025, 1, 20, None, True),
+        ("ada-afhqcat512", 25_000, 64, 8, 0.0025, 0.5, 20, None, True),
+        ("ada-ffhq1024", 25_000, 32, 4, 0.002, 2, 10, None, True),
+        ("cifar10", 100_000, 64, 32, 0.0025, 0.01, 500, 0.05, False),
+        ("cifar10-conditional", 100_000, 64, 32, 0.0025, 0.01, 500, 0.05, False),
+    ],
+)
+def test_stylegan2_trains_as_published(
+    stem: str,
+    kimg: int,
+    batch: int,
+    deviation: int,
+    lr: float,
+    gamma: float,
+    average: float,
+    rampup: float | None,
+    mirror: bool,
+) -> None:
+    """The configurations of the authors' code; a worker's slice holds a whole group for the standard deviation."""
+    path = ROOT / "jobs" / f"stylegan2-{stem}.yaml"
+    job, config = load_job(path), _system(path).config
+    training = job.training
+    assert (training.total_kimg, training.batch_size, job.data.mirror) == (kimg, batch, mirror)
+    assert (config.lr, config.r1_gamma, config.minibatch_group) == (lr, gamma, deviation)  # type: ignore[attr-defined]
+    assert training.slice_size >= deviation
+    assert (job.ema.half_life_kimg, job.ema.rampup) == (average, rampup)
