@@ -31,9 +31,10 @@ def torchrun(job: Path, run: Path, workers: int = 2, *more: str) -> subprocess.P
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
-def bessemer(*arguments: object) -> subprocess.Popen[str]:
+def bessemer(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from bessemer.cli import main; main()", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = {**os.environ, **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
 def wait_for(what: str, check: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 JOB: dict[str, Any] = {
     "name": "base",
     "seed": 3,
-    "system": {"name": "biggan", "preset": "tiny32"},
+    "system": {"name": "bigan", "preset": "tiny8"},  # three networks, and a second of training
     "training": {"total_kimg": 100, "batch_size": 16, "slice_size": 8, "log_every_kimg": 0.05},
     "ema": {"half_life_kimg": 0.2},
     "checkpoint": {"every_kimg": 0.064},
@@ -42,11 +42,14 @@ SEARCH: dict[str, Any] = {
     "searcher": {"name": "random"},
 }
 
+OWNER = "BESSEMER_TEST_SEARCH"
+"""Variable of the environment by which the processes of a search are found."""
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("search")
-    pack("digits", found / "digits", size=32, mode="RGB", limit=20)
+    pack("digits", found / "digits", size=8, mode="L", limit=20)
     return found
 
 
@@ -59,13 +62,27 @@ def write(root: Path, name: str, job: dict[str, Any], **fields: Any) -> Path:
     return directory / "search.yaml"
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL for the driver, Ray and every worker."""
+def kill(process: subprocess.Popen[str], directory: Path) -> None:
+    """SIGKILL for the driver, Ray and every worker, also those that are being started meanwhile."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
+    while family:
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, 30)
+        family = [one for one in psutil.process_iter() if _works_for(one, directory)]
     process.communicate(timeout=60)
+
+
+def _works_for(process: psutil.Process, directory: Path) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get(OWNER) == str(directory) and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def start(file: Path, directory: Path) -> subprocess.Popen[str]:
+    """A search of its own, whose processes :func:`kill` finds."""
+    return bessemer("search", file, "--dir", directory, **{OWNER: str(directory)})
 
 
 def results(table: SearchTable) -> int:
@@ -93,9 +110,9 @@ def finish(directory: Path) -> SearchTable:
 def test_asha_survives_sigkill(root: Path) -> None:
     file = write(root, "asha", {}, budget={"trials": 4}, scheduler={"name": "asha", "standard_errors": 0})
     directory = root / "asha" / "search"
-    process = bessemer("search", file, "--dir", directory)
+    process = start(file, directory)
     wait_for("results", lambda: directory.exists() and results(read_search(directory)) >= 2, process)
-    kill(process)
+    kill(process, directory)
     before = read_search(directory)
     assert before.ended is None
     table = finish(directory)
@@ -120,7 +137,7 @@ def test_asha_survives_sigkill(root: Path) -> None:
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
     samples = [r["samples"] for r in read_journal(run / "journal.jsonl") if r["kind"] == "evaluation"]
     assert samples == [16, 32]
-    for name in ("report.json", "pareto.png", "parallel.png"):
+    for name in ("report.json", "report.html"):
         assert (directory / name).is_file()
     # The winner as a job of its own, at the length of the original job.
     job = root / "asha" / "winner.yaml"
@@ -130,3 +147,39 @@ def test_asha_survives_sigkill(root: Path) -> None:
     promoted_job = load_job(job)
     assert promoted_job.training.optimizers["generator"].lr == winner.point["training.optimizers.generator.lr"]
     assert (promoted_job.training.total_kimg, promoted_job.evaluation.untrained) == (200, True)
+
+
+def test_a_population_copies_whole_states_and_survives_sigkill(root: Path) -> None:
+    """Four trials with two workers each, two of them at a time."""
+    file = write(
+        root,
+        "pbt",
+        {"checkpoint": {"every_kimg": 10}, "training": {**JOB["training"], "zero_stage": 1}},
+        budget={"trials": 4},
+        workers=2,
+        scheduler={"name": "pbt", "standard_errors": 0},
+    )
+    directory = root / "pbt" / "search"
+    process = start(file, directory)
+    wait_for("results", lambda: directory.exists() and results(read_search(directory)) >= 3, process, 600)
+    kill(process, directory)
+    table = finish(directory)
+    assert [(trial.state, trial.rung) for trial in table.trials.values()] == [("finished", 2)] * 4
+    (copy,) = table.exchanges[0]["copies"]
+    values = {number: trial.results[0].value for number, trial in table.trials.items()}
+    assert (copy["donor"], copy["trial"]) == (min(values, key=values.get), max(values, key=values.get))  # type: ignore[arg-type]
+    copier, donor = (directory / "trials" / f"t{copy[who]:04d}" for who in ("trial", "donor"))
+    files = sorted(path.name for path in (copier / "checkpoints" / "kimg-000000.128").glob("*.safetensors"))
+    assert files == ["rank-00000.safetensors", "rank-00001.safetensors", "shared.safetensors"]
+    for name in files:
+        same = [(path / "checkpoints" / "kimg-000000.128" / name).read_bytes() for path in (copier, donor)]
+        assert same[0] == same[1]
+    events = [r for r in read_journal(copier / "journal.jsonl") if r["kind"] == "event"]
+    names = [event["event"] for event in events]
+    assert names.index("copied") < names.index("resumed", names.index("copied"))
+    assert load_job(copier / "job.yaml").training.optimizers["generator"].lr == pytest.approx(
+        copy["point"]["training.optimizers.generator.lr"]
+    )
+    # From the same state with other settings, they went apart.
+    ends = [load_file(path / "checkpoints" / "kimg-000000.256" / files[0]) for path in (copier, donor)]
+    assert any(not torch.equal(value, ends[1][key]) for key, value in ends[0].items())

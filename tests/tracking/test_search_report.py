@@ -17,6 +17,7 @@ from PIL import Image
 
 from bessemer.spec.search import SearchSpec
 from bessemer.spec.space import Space
+from bessemer.tracking.search_figures import draw_pictures
 from bessemer.tracking.search_journal import SearchJournal, fold
 from bessemer.tracking.search_report import importance, pareto_front, write_report
 
@@ -94,17 +95,22 @@ def test_a_report_has_numbers_and_pictures(tmp_path: Path) -> None:
     assert min(furthest, key=lambda row: row["device_hours"]) in front
     for a, b in itertools.permutations(front, 2):
         assert not (a["value"] <= b["value"] and a["device_hours"] <= b["device_hours"])
-    (tmp_path / "pareto.png").rename(tmp_path / "old.png")
+    (tmp_path / "report.html").rename(tmp_path / "old.html")
     assert write_report(tmp_path) == report
-    assert not (tmp_path / "pareto.png").exists(), "nothing happened since: nothing is drawn again"
+    assert not (tmp_path / "report.html").exists(), "nothing happened since: nothing is written again"
     journal.write("session", number=2)
     assert write_report(tmp_path)["sessions"] == 1 + report["sessions"]
-    for name in ("importance.png", "parallel.png", "pareto.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 3, name
+    assert (tmp_path / "report.html").exists()
+    drawn = draw_pictures(tmp_path, report)
+    assert [path.name for path in drawn] == ["importance.png", "parallel.png", "pareto.png"]
+    for path in drawn:
+        with Image.open(path) as picture:
+            assert np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 3, path
 
 
 def test_a_search_that_has_just_begun_can_be_reported(tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH))
     SearchJournal(tmp_path).write("session", number=1)
-    assert write_report(tmp_path)["trials"] == []
+    report = write_report(tmp_path)
+    assert report["trials"] == []
+    assert draw_pictures(tmp_path, report) == []

@@ -188,21 +188,28 @@ def promote(
 
 
 @app.command(short_help="Draw what a search found.")
-def report(search: SearchArgument, json: JsonOption = False) -> None:
-    """Write a page, report.json and pictures into the search's directory.
+def report(
+    search: SearchArgument,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Write the page's pictures as PNG files, too.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a page, report.html, and report.json into the search's directory.
 
-    They show the settings of all trials (parallel coordinates), which of them matter, and quality against cost.
+    The page shows the settings of all trials (parallel coordinates), which of them matter, and quality against cost.
     """
     from bessemer.cli.output import echo_json
     from bessemer.tracking.search_report import write_report
 
     path = _find(search)
-    found = write_report(path)
+    found, drawn = write_report(path), []
+    if pictures:
+        from bessemer.tracking.search_figures import draw_pictures
+
+        drawn = draw_pictures(path, found)
     if json:
         echo_json(found)
         return
-    pictures = [name for name in ("importance.png", "parallel.png", "pareto.png") if (path / name).is_file()]
-    typer.echo("\n".join(str(path / name) for name in ["report.html", "report.json", *pictures]))
+    typer.echo("\n".join(str(file) for file in (path / "report.html", path / "report.json", *drawn)))
 
 
 @app.command(short_help="Print the JSON Schema of search files.")

@@ -25,6 +25,8 @@ from bessemer.tracking.alerts import AlertWatch
 
 __all__ = ["Stopped", "launch", "ray_session"]
 
+_STARTS = 3
+
 
 class Stopped(Exception):  # noqa: N818  # nothing went wrong
     """The run was asked to stop before its end, has written a checkpoint, and can be resumed."""
@@ -50,14 +52,8 @@ def ray_session(address: str | None, cpus: float) -> Iterator[None]:
         if address is None:
             # Sockets live below the directory, and their paths must stay below 107 bytes.
             temporary = tempfile.mkdtemp(prefix="bsm-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)  # noqa: S108
-            ray.init(
-                address="local",
-                num_cpus=max(1, round(cpus + 0.499)),
-                include_dashboard=False,
-                _temp_dir=temporary,
-                object_store_memory=128 << 20,
-                **common,
-            )
+            local = {"num_cpus": max(1, round(cpus + 0.499)), "include_dashboard": False}
+            _start_ray(**common, **local, _temp_dir=temporary, object_store_memory=128 << 20)
         else:
             try:
                 ray.init(address=address, **common)
@@ -72,6 +68,30 @@ def ray_session(address: str | None, cpus: float) -> Iterator[None]:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _start_ray(**options: Any) -> None:
+    """Start Ray here. It gives its own processes 30 s, which a very busy machine may exceed once.
+
+    Raises:
+        MachineError: it did not start.
+    """
+    import ray
+
+    for attempts_left in reversed(range(_STARTS)):
+        try:
+            ray.init(address="local", **options)
+        except Exception as e:
+            if "timed out during startup" not in str(e):
+                raise
+            ray.shutdown()
+            if not attempts_left:
+                raise MachineError(
+                    f"Ray did not start within 30 seconds, {_STARTS} times: this machine is too busy; try again when "
+                    "less runs on it."
+                ) from None
+        else:
+            return
 
 
 def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = None) -> None:

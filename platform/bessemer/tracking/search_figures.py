@@ -1,4 +1,7 @@
-"""Pictures of a search: importance of its parameters, parallel coordinates, and the Pareto front."""
+"""Pictures of a search as files: importance of its parameters, parallel coordinates, and the Pareto front.
+
+The page of a search draws its own (:mod:`bessemer.tracking.search_report`); these are for MLflow, slides and papers.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from bessemer.files import write_atomically
+from bessemer.spec.search_load import load_search
+from bessemer.spec.space import Space
+from bessemer.tracking.search_report import LINES, axis_ends, positions
 
-__all__ = ["draw_importance", "draw_parallel", "draw_pareto"]
+__all__ = ["draw_pictures"]
 
 _COLOURS = "viridis"
 _DPI = 100
@@ -24,7 +30,29 @@ def _save(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: canvas.print_png(file))  # type: ignore[no-untyped-call]
 
 
-def draw_importance(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
+def draw_pictures(directory: Path, report: Mapping[str, Any]) -> list[Path]:
+    """Draw importance.png, parallel.png and pareto.png where they show something; return the paths of those.
+
+    Args:
+        directory: of the search.
+        report: what :func:`bessemer.tracking.search_report.write_report` says.
+    """
+    space = Space(load_search(directory / "search.yaml").space)
+    importance, parallel, pareto = (directory / f"{name}.png" for name in ("importance", "parallel", "pareto"))
+    drawn = []
+    if report["importance"]:
+        _draw_importance(importance, report["importance"])
+        drawn.append(importance)
+    judged = [row for row in report["trials"] if row["value"] is not None]
+    if len(judged) > 1:
+        lines = [(positions(space, row["point"]), row) for row in judged[:LINES]]
+        _draw_parallel(parallel, list(space.dimensions), axis_ends(space), lines, report)
+        _draw_pareto(pareto, report)
+        drawn += [parallel, pareto]
+    return drawn
+
+
+def _draw_importance(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
     """Bars: the share of each field, with its spread."""
     figure = Figure((8, 1 + 0.4 * len(found)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
@@ -35,7 +63,7 @@ def draw_importance(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
-def draw_parallel(
+def _draw_parallel(
     path: Path,
     fields: Sequence[str],
     ends: Sequence[tuple[str, str]],
@@ -56,8 +84,8 @@ def draw_parallel(
     segments: list[list[tuple[float, float]]] = []
     places: list[float] = []
     # The worst first, so that the best lie on top.
-    for place, (positions, _) in reversed(list(enumerate(lines))):
-        known = [(float(x), y) for x, y in enumerate(positions) if y is not None]
+    for place, (heights, _) in reversed(list(enumerate(lines))):
+        known = [(float(x), y) for x, y in enumerate(heights) if y is not None]
         for left, right in zip(known, known[1:] or known, strict=False):
             if right[0] - left[0] <= 1:
                 segments.append([left, right])
@@ -80,7 +108,7 @@ def draw_parallel(
     _save(figure, path)
 
 
-def draw_pareto(path: Path, report: Mapping[str, Any]) -> None:
+def _draw_pareto(path: Path, report: Mapping[str, Any]) -> None:
     """Quality against device-hours: every judged trial, and the front of those that came furthest."""
     figure = Figure((7, 4.5), dpi=_DPI, layout="constrained")
     axes = figure.subplots()

@@ -51,6 +51,8 @@ class SearchMirror:
         self._thread = threading.Thread(target=self._follow, name="search-mirror", daemon=True)
         self._sent: dict[str, float] = {}
         """Run of a trial -> how far it was when it was sent."""
+        self._drawn: tuple[int, list[Path]] = -1, []
+        """Length of the journal of which there are pictures, and their files."""
         self.problem: str | None = None
         """Why MLflow lacks something; None if it has everything."""
 
@@ -115,14 +117,23 @@ class SearchMirror:
         client.log_batch(parent, metrics=points[-1000:])
         report = write_report(self._directory)
         client.log_text(parent, _csv(report["trials"]), "trials.csv")
-        for name in ("search.yaml", "search.jsonl", "report.json", "importance.png", "parallel.png", "pareto.png"):
-            if (self._directory / name).is_file():
-                client.log_artifact(parent, str(self._directory / name))
+        names = ("search.yaml", "search.jsonl", "report.html", "report.json")
+        for path in (*(self._directory / name for name in names), *self._pictures(report)):
+            client.log_artifact(parent, str(path))
         page = f"#/experiments/{experiment}/runs"
         lines = [f"{row['trial']} {row['state']} {row['value']}" for row in report["trials"][:20]]
         client.set_tag(parent, "mlflow.note.content", "\n".join([f"Best first; all in trials.csv. {page}", "", *lines]))
         if over:
             client.set_terminated(parent, "FINISHED" if table.ended else "KILLED")
+
+    def _pictures(self, report: dict[str, Any]) -> list[Path]:
+        """The pictures of the search, drawn anew where something happened since the last time."""
+        said = int(report["journal_bytes"])
+        if said != self._drawn[0]:
+            from bessemer.tracking.search_figures import draw_pictures
+
+            self._drawn = said, draw_pictures(self._directory, report)
+        return self._drawn[1]
 
     def _parent(self, client: Any, name: str) -> tuple[str, str]:
         """The search's own run, made once, and its experiment."""

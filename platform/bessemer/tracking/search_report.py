@@ -1,4 +1,4 @@
-"""What a search found: which parameters matter, the Pareto front of quality against cost, and pictures of both.
+"""What a search found: which parameters matter, the Pareto front of quality against cost, and a page that shows both.
 
 Everything comes from the search's directory: its file and its journal. Neither Ray nor MLflow is needed.
 """
@@ -21,14 +21,24 @@ from bessemer.tracking.files import read_json
 from bessemer.tracking.report import render_page
 from bessemer.tracking.search_journal import SearchTable, Trial, read_search
 
-__all__ = ["Importance", "importance", "pareto_front", "rows", "search_page", "search_report", "write_report"]
+__all__ = [
+    "LINES",
+    "Importance",
+    "axis_ends",
+    "importance",
+    "pareto_front",
+    "positions",
+    "rows",
+    "search_page",
+    "search_report",
+    "write_report",
+]
 
 _FEWEST_TRIALS = 4
 """Fewer say nothing about which parameter matters."""
 _PER_FIELD = 5
 """Trials per field that make a later rung, where values say more, worth more than the first, where there are most."""
-_TREES, _REPEATS = 64, 8
-_LINES = 300
+LINES = 300
 """Trials that the picture of parallel coordinates shows at most, the best ones."""
 
 
@@ -76,23 +86,20 @@ def _row(search: SearchSpec, trial: Trial) -> dict[str, Any]:
 def importance(search: SearchSpec, table: SearchTable) -> list[Importance]:
     """How much the objective depends on each field of the space, largest first; nothing where too few trials ended.
 
-    A random forest learns the value of each trial at each rung that it reached, as its rank among those judged there;
-    importance is what the forest loses when one field is shuffled (permutation importance, Breiman 2001, Machine
-    Learning 45, section 10).
+    A forest of random trees learns the rank of each trial among those that were judged at the same rung; importance is
+    what it loses when one field is shuffled (:mod:`bessemer.tracking.forest`).
     """
     judged = _ranked(search, table)
     if len(judged) < _FEWEST_TRIALS:
         return []
     import numpy as np
-    from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
+
+    from bessemer.tracking.forest import permutation_importance
 
     space = Space(search.space)
     features = np.array([_features(space, point) for point, _ in judged])
     ranks = np.array([rank for _, rank in judged])
-    forest = RandomForestRegressor(_TREES, random_state=0, min_samples_leaf=2).fit(features, ranks)
-    found = permutation_importance(forest, features, ranks, n_repeats=_REPEATS, random_state=0)
-    lost = np.maximum(found.importances, 0.0)
+    lost = np.maximum(permutation_importance(features, ranks), 0.0)
     total = float(lost.mean(axis=1).sum()) or 1.0
     each = [
         Importance(field, float(values.mean()) / total, float(values.std()) / total)
@@ -185,7 +192,7 @@ def search_report(directory: Path) -> dict[str, Any]:
 
 
 def write_report(directory: Path) -> dict[str, Any]:
-    """Write report.html and report.json, and importance.png, parallel.png and pareto.png where they show something.
+    """Write report.html and report.json.
 
     A report that is there already is returned as it is if nothing happened since: a search that ends writes one.
 
@@ -199,18 +206,7 @@ def write_report(directory: Path) -> dict[str, Any]:
         return known
     report = {**search_report(directory), "journal_bytes": said}
     text = json.dumps(report, indent=1, allow_nan=False, default=str) + "\n"
-    from bessemer.tracking.search_figures import draw_importance, draw_parallel, draw_pareto
-
-    search = load_search(directory / "search.yaml")
-    judged = [row for row in report["trials"] if row["value"] is not None]
-    if report["importance"]:
-        draw_importance(directory / "importance.png", report["importance"])
-    if len(judged) > 1:
-        space = Space(search.space)
-        lines = [(_positions(space, row["point"]), row) for row in judged[:_LINES]]
-        draw_parallel(directory / "parallel.png", list(space.dimensions), _ends(space), lines, report)
-        draw_pareto(directory / "pareto.png", report)
-    page = search_page(search, json.loads(text)).encode("utf-8", errors="replace")
+    page = search_page(load_search(directory / "search.yaml"), json.loads(text)).encode("utf-8", errors="replace")
     write_atomically(directory / "report.html", lambda file: file.write(page))
     write_atomically(directory / "report.json", lambda file: file.write(text.encode()))  # last: it stands for all
     return report
@@ -230,26 +226,26 @@ def search_page(search: SearchSpec, report: Mapping[str, Any]) -> str:
     lines = [
         {
             "trial": row["trial"],
-            "at": [*_positions(space, row["point"]), (row["value"] - low) / (high - low or 1.0)],
+            "at": [*positions(space, row["point"]), (row["value"] - low) / (high - low or 1.0)],
         }
-        for row in judged[:_LINES]
+        for row in judged[:LINES]
     ]
     names = ("low", "high")
     axes = [
         {"field": field} | dict(zip(names, ends, strict=True))
-        for field, ends in zip(space.dimensions, _ends(space), strict=True)
+        for field, ends in zip(space.dimensions, axis_ends(space), strict=True)
     ]
     states = Counter(row["state"] for row in report["trials"])
     data = {"search": {**report, "axes": axes, "lines": lines, "states": dict(states)}}
     return render_page(f"{search.name} - Bessemer", data, ("base.js", "search.js"))
 
 
-def _positions(space: Space, point: Mapping[str, Any]) -> list[float | None]:
+def positions(space: Space, point: Mapping[str, Any]) -> list[float | None]:
     """Where a point lies on each axis, 0 to 1; None for a field that is not varied there."""
     return [_position(space, field, point[field]) if field in point else None for field in space.dimensions]
 
 
-def _ends(space: Space) -> list[tuple[str, str]]:
+def axis_ends(space: Space) -> list[tuple[str, str]]:
     """What stands below and above each axis."""
     ends = []
     for dimension in space.dimensions.values():
