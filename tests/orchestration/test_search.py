@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,8 @@ from tests.orchestration.processes import bessemer, torchrun, wait_for
 
 from bessemer.data.packing.pack import pack
 from bessemer.spec.load import load_job
+from bessemer.spec.search_load import load_search
+from bessemer.spec.space import Space
 from bessemer.tracking.journal import read_journal
 from bessemer.tracking.search_journal import SearchTable, read_search
 
@@ -150,7 +153,7 @@ def test_asha_survives_sigkill(root: Path) -> None:
 
 
 def test_a_population_copies_whole_states_and_survives_sigkill(root: Path) -> None:
-    """Four trials with two workers each, two of them at a time."""
+    """Four trials with two workers each, two of them at a time, on as many cores as there are."""
     file = write(
         root,
         "pbt",
@@ -174,9 +177,16 @@ def test_a_population_copies_whole_states_and_survives_sigkill(root: Path) -> No
     for name in files:
         same = [(path / "checkpoints" / "kimg-000000.128" / name).read_bytes() for path in (copier, donor)]
         assert same[0] == same[1]
+    pids = {path: set(re.findall(r"of 2, process (\d+)", path.read_text())) for path in directory.rglob("worker-*.log")}
+    assert len(set().union(*pids.values())) <= 8, "workers go on with the next trial: two groups in each session"
+    copied = load_file(copier / "checkpoints" / "kimg-000000.128" / files[0])
+    for network in ("generator", "encoder", "discriminator"):
+        assert any(network in key for key in copied), network
     events = [r for r in read_journal(copier / "journal.jsonl") if r["kind"] == "event"]
     names = [event["event"] for event in events]
     assert names.index("copied") < names.index("resumed", names.index("copied"))
+    assert Space(load_search(directory / "search.yaml").space).holds(copy["point"])
+    assert copy["point"] != table.trials[copy["donor"]].point
     assert load_job(copier / "job.yaml").training.optimizers["generator"].lr == pytest.approx(
         copy["point"]["training.optimizers.generator.lr"]
     )

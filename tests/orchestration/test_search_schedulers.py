@@ -161,7 +161,10 @@ def test_a_new_session_decides_as_the_old_one_would_have(
 def test_a_failed_trial_is_over(journal: SearchJournal) -> None:
     clerk = clerk_of(spec(), journal)
     first, second = begin(clerk, journal, 2)
-    assert clerk.on_trial_result(None, first, {"failed": "the loss was not finite", "rung": 0}) == STOP
+    first.max_failures = 2
+    # It ends with an error of its own, and is not tried again.
+    assert clerk.on_trial_result(None, first, {"failed": "the loss was not finite", "rung": 0}) == CONTINUE
+    assert first.max_failures == 0
     assert journal.table.trials[0].reason == "the loss was not finite"
     assert clerk.on_trial_result(None, second, report(0, 9.0)) == CONTINUE  # nobody to compare with
 

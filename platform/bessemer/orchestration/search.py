@@ -205,7 +205,7 @@ def _fit(
             scheduler=clerk,
             num_samples=len(table.live) + max(0, search.budget.trials - len(table.trials)),
             max_concurrent_trials=None if search.scheduler.name in ("pbt", "pb2") else search.concurrency,
-            reuse_actors=search.workers == 1,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=f"session-{table.sessions}",

@@ -169,8 +169,8 @@ class Clerk(TrialScheduler):
         known = self._journal.table.trials[trial.config["trial"]]
         if "failed" in result:
             self.failed(known, result["failed"])
-            self._leave(tune_controller, trial, result)
-            return TrialScheduler.STOP
+            trial.max_failures = 0  # its process ends with an error, so that no other trial goes on there
+            return TrialScheduler.CONTINUE
         if result["rung"] != known.rung:
             return TrialScheduler.CONTINUE  # heard of already
         action, decision = self._decide(tune_controller, trial, known, result)
@@ -215,10 +215,7 @@ class Clerk(TrialScheduler):
     def _leave(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
         """Tell the scheduler that a trial ends which it did not stop."""
         if not isinstance(self._inner, FIFOScheduler) or isinstance(self._inner, MedianStoppingRule):
-            if "failed" in result:
-                self._inner.on_trial_error(tune_controller, trial)
-            else:
-                self._inner.on_trial_complete(tune_controller, trial, result)
+            self._inner.on_trial_complete(tune_controller, trial, result)
 
     def failed(self, known: Trial, reason: str) -> None:
         """Write down that a trial cannot go on."""

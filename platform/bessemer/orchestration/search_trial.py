@@ -3,8 +3,9 @@
 A trial's resources are one placement group, so it has all of its workers or none of them, and trials that wait for
 each other's workers do not exist. The process that Tune starts in the first bundle is the first worker itself; the
 others are actors in the other bundles. All of them call :func:`bessemer.orchestration.worker.run_worker`, as every
-run's workers do, once for each stretch between two rungs. A lost worker ends the trial's process; Tune starts it
-anew, and the run goes on from its newest checkpoint.
+run's workers do, once for each stretch between two rungs. When a trial is over, or waits, they go on with another one
+without starting Python and torch again. A lost worker ends the trial's process; Tune starts it anew, and the run goes
+on from its newest checkpoint.
 
 What a trial does next it reads from the search's journal, and what it has done from its run directory: Tune itself
 keeps nothing that would be missed.
@@ -17,8 +18,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from bessemer.training.checkpoint_files import complete_checkpoints, nimg_of
 
 __all__ = ["run_trial"]
 
-_joined: list[ExitStack] = []
-"""Holds the process group of a process that trains trials with one worker."""
+_formed: list[_Group] = []
+"""The workers of this process, from its first trial on."""
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -48,23 +48,24 @@ def run_trial(config: dict[str, Any]) -> None:
     from ray import tune
 
     directory, number = SearchDirectory(Path(config["search"])), int(config["trial"])
-    with _worker_group(directory.search.workers) as group:
-        while True:
-            # Afresh at each rung: a population may have changed the trial's settings meanwhile.
-            trial = read_search(directory.path).trials[number]
-            rungs = directory.search.objective.rungs_kimg
-            if trial.is_over or trial.rung >= len(rungs):
-                return
-            result: dict[str, Any] = {"trial": number, "rung": trial.rung, "kimg": rungs[trial.rung]}
-            try:
-                result |= _judge(directory, number, trial.point, trial.rung, group)
-            except BessemerError as e:
-                result["failed"] = str(e)
-            # Tune flattens mappings, and leaves out empty ones. Some of its schedulers count in rungs.
-            further = json.dumps(result.pop("values", {}))
-            tune.report({**result, "further": further, "rungs": trial.rung + 1})
-            if "failed" in result:
-                return
+    group = _worker_group(directory.search.workers)
+    while True:
+        # Afresh at each rung: a population may have changed the trial's settings meanwhile.
+        trial = read_search(directory.path).trials[number]
+        rungs = directory.search.objective.rungs_kimg
+        if trial.is_over or trial.rung >= len(rungs):
+            return
+        result: dict[str, Any] = {"trial": number, "rung": trial.rung, "kimg": rungs[trial.rung]}
+        try:
+            result |= _judge(directory, number, trial.point, trial.rung, group)
+        except BessemerError as e:
+            result["failed"] = str(e)
+        # Tune flattens mappings, and leaves out empty ones. Some of its schedulers count in rungs.
+        further = json.dumps(result.pop("values", {}))
+        tune.report({**result, "further": further, "rungs": trial.rung + 1})
+        if "failed" in result:
+            # Workers may be out of step now. Tune lets no process go on that ends like this.
+            raise TrainingError(result["failed"])
 
 
 def _judge(directory: SearchDirectory, number: int, point: dict[str, Any], rung: int, group: _Group) -> dict[str, Any]:
@@ -147,8 +148,8 @@ def _evaluation(run: RunDirectory, kimg: float, metric: str, samples: int) -> tu
 class _Group:
     """The workers of a trial, this process among them."""
 
-    def __init__(self, others: list[Any]) -> None:
-        self._others = others
+    def __init__(self, others: list[Any], held: ExitStack) -> None:
+        self._others, self._held = others, held
 
     def train(self, run: Path, until_kimg: float) -> None:
         """Train a run on all workers up to a rung."""
@@ -181,47 +182,42 @@ class _OtherWorker:
         run_worker(Path(run), until_kimg)
 
 
-@contextmanager
-def _worker_group(size: int) -> Iterator[_Group]:
-    """The other workers of a trial, in the bundles of its placement group."""
+def _worker_group(size: int) -> _Group:
+    """The workers of the trials that this process trains, in the bundles of its placement group.
+
+    They are made once: Tune lets the process go on with the next trial, and DeepSpeed remembers the group that it saw
+    first. When the process ends, Ray ends the others.
+    """
+    if _formed:
+        return _formed[0]
     import ray
     from ray.util.placement_group import get_current_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    # Ray gives each worker its own GPUs, so each is the first of its node.
-    common = {"WORLD_SIZE": str(size), "LOCAL_RANK": "0", "MASTER_ADDR": address, "MASTER_PORT": str(port)}
-    os.environ.update({**common, "RANK": "0"})
     from bessemer.training.distributed import join_workers
 
-    if size == 1:
-        # Once per process, which may see many trials: DeepSpeed remembers the group that it saw first.
-        os.environ.pop("MASTER_PORT")
-        if not _joined:
-            _joined.append(ExitStack())
-            _joined[0].enter_context(join_workers())
-        yield _Group([])
-        return
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    # Ray gives each worker its own GPUs, so each is the first of its node.
+    common = {"WORLD_SIZE": str(size), "LOCAL_RANK": "0", "MASTER_ADDR": address}
+    if size > 1:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            common["MASTER_PORT"] = str(probe.getsockname()[1])
+    os.environ.update({**common, "RANK": "0"})
     bundles: Any = get_current_placement_group()
     others: list[Any] = []
-    try:
-        for rank in range(1, size):
-            resources = dict(bundles.bundle_specs[rank])
-            strategy = PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=rank)
-            actor: Any = ray.remote(_OtherWorker)
-            actor = actor.options(
-                num_cpus=resources.get("CPU", 0),
-                num_gpus=resources.get("GPU", 0),
-                scheduling_strategy=strategy,
-            )
-            others.append(actor.remote({**common, "RANK": str(rank)}))
-        joined = [other.join.remote() for other in others]
-        with join_workers():
-            ray.get(joined)
-            yield _Group(others)
-    finally:
-        for other in others:
-            ray.kill(other)
+    for rank in range(1, size):
+        resources = dict(bundles.bundle_specs[rank])
+        actor: Any = ray.remote(_OtherWorker)
+        actor = actor.options(
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(bundles, placement_group_bundle_index=rank),
+        )
+        others.append(actor.remote({**common, "RANK": str(rank)}))
+    joined = [other.join.remote() for other in others]
+    held = ExitStack()
+    held.enter_context(join_workers())
+    ray.get(joined)
+    _formed.append(_Group(others, held))
+    return _formed[0]
