@@ -46,8 +46,8 @@ def main(job: str) -> None:
     text = refusal(fixed, said)
     assert "2 worker(s) with 1 CPU each are asked for" in text, text
     assert "have 2 CPU together, of which 1 free" in text, text
-    text = refusal(Room(load_job(job, [*TWO, "resources.wait_s=0", "resources.gpus_per_worker=4"])), said)
-    assert "2 worker(s) with 1 CPU and 4 GPU each" in text, text
+    text = refusal(Room(load_job(job, [*TWO, "resources.wait_s=0", "resources.gpus_per_worker=1"])), said)
+    assert "2 worker(s) with 1 CPU and 1 GPU each" in text, text
     assert "have 2 CPU, 0 GPU together" in text, text
     assert said == []
     patient = Room(load_job(job, [*TWO, "resources.wait_s=60"]))

@@ -121,11 +121,28 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_room_is_what_others_leave(job: Path) -> None:
-    command = [sys.executable, "-m", "tests.orchestration.room_work", str(job)]
+@pytest.mark.parametrize("work", ["room", "gpu"])
+def test_a_group_takes_what_others_leave(job: Path, work: str) -> None:
+    command = [sys.executable, "-m", f"tests.orchestration.{work}_work", str(job)]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout.endswith("room ok\n"), done.stderr
+    assert done.stdout.endswith(f"{work} ok\n"), done.stderr
+
+
+ASKS = """
+import torch.cuda
+asked = []
+for name in ("is_available", "device_count", "_lazy_init", "current_device", "get_device_capability"):
+    setattr(torch.cuda, name, lambda *_, name=name, **__: asked.append(name))
+import bessemer.orchestration.worker
+print("asked", *asked)
+"""
+
+
+def test_the_imports_of_a_spare_process_do_not_ask_cuda() -> None:
+    """A process that has asked keeps the devices that it saw, and its own are not known yet."""
+    done = subprocess.run([sys.executable, "-c", ASKS], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "asked\n", done.stdout + done.stderr
 
 
 @pytest.mark.multiprocess

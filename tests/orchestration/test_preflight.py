@@ -81,7 +81,7 @@ def test_runs_that_cannot_be_written_are_refused_first(job: Path, tmp_path: Path
         ),
         ("resources.address=head", r"resources\.address or RAY_ADDRESS: 'head' is no address.*HOST:PORT"),
         ("resources.address=head:99999", r"resources\.address or RAY_ADDRESS: 'head:99999' is no address"),
-        ("resources.gpus_per_worker=64", r"resources: .*64 GPUs.*0 trains on the CPU"),
+        ("resources.gpus_per_worker=1,resources.workers=2", r"resources: 2 workers with 1 GPUs.*0 trains on the CPU"),
     ],
 )
 def test_refusals(job: Path, tmp_path: Path, change: str, message: str) -> None:

@@ -256,6 +256,20 @@ def test_runs_that_cannot_shrink(resources: dict[str, Any], training: dict[str, 
     assert re.search(message, broken(resources=resources, training={"batch_size": 96, "slice_size": 16, **training}))
 
 
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"workers": 1, "gpus_per_worker": 2}, r"gpus_per_worker: 2 reserves GPUs that nobody uses.*set it to 1"),
+        ({"workers": 2, "gpus_per_worker": 0.5}, r"gpus_per_worker: 0\.5 would let some of 2 workers share a GPU"),
+    ],
+)
+def test_a_worker_has_one_gpu_of_its_own(resources: dict[str, Any], message: str) -> None:
+    training = {"batch_size": 32, "slice_size": 16}
+    assert re.search(message, broken(resources=resources, training=training))
+    job(resources={"workers": 1, "gpus_per_worker": 0.5}, training=training)
+    job(resources={"workers": 2, "gpus_per_worker": 1}, training=training)
+
+
 def test_numbers_of_workers_that_a_run_may_shrink_to() -> None:
     def sizes_of(**resources: int) -> list[int]:
         return allowed_sizes(job(resources=resources, training={"batch_size": 192, "slice_size": 16}))

@@ -31,6 +31,7 @@ def check_job(job: JobSpec) -> None:
         _data_rules,
         _batch_rules,
         _elastic_rules,
+        _gpu_rules,
         _length_rules,
         _precision_rules,
         _offload_rules,
@@ -114,6 +115,20 @@ def _elastic_rules(job: JobSpec) -> Iterator[str]:
         yield (
             f"resources.min_workers: {least} would change the run on the way, since training.batch_statistics: workers "
             "makes it depend on the number of workers; remove the field, or set training.batch_statistics to slice."
+        )
+
+
+def _gpu_rules(job: JobSpec) -> Iterator[str]:
+    gpus, workers = job.resources.gpus_per_worker, job.resources.workers
+    if gpus > 1:
+        yield (
+            f"resources.gpus_per_worker: {gpus:g} reserves GPUs that nobody uses, since a worker computes on one; "
+            "set it to 1, and raise resources.workers."
+        )
+    elif 0 < gpus < 1 and workers > 1:
+        yield (
+            f"resources.gpus_per_worker: {gpus:g} would let some of {workers} workers share a GPU, and NCCL takes "
+            "one worker per GPU; set it to 1, or resources.workers to 1."
         )
 
 
