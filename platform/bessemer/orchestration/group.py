@@ -9,10 +9,12 @@ placement group holds what they use. That lets spare ones wait anywhere, and ste
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _START_SECONDS = 300.0
 _LOOK_SECONDS = 5.0
 _SILENT_SECONDS = 60.0
 """A process that does not answer. Other workers notice it in a third of this, unless it is alone or all hang."""
+_REACH_SECONDS = 5.0
+"""To connect to another worker."""
 _OTHERS_SECONDS = 2.0
 """For the others to fail too after the first, so that whose fault it was is known."""
 
@@ -55,10 +59,34 @@ class TrainWorker:
             import torch._dynamo  # noqa: F401  # which the first optimizer imports
 
         self._store: Any = None
+        self._listening: socket.socket | None = None
 
     def answer(self) -> bool:
         """Whether this process is alive."""
         return True
+
+    def listen(self) -> tuple[str, int]:
+        """Where gloo would make this process listen, on a free port; connections are accepted from now on."""
+        from bessemer.orchestration.nodes import gloo_address
+
+        address = gloo_address()
+        self._listening = socket.create_server(
+            (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET, backlog=1024
+        )
+        return address, self._listening.getsockname()[1]
+
+    def unreached(self, points: Sequence[tuple[str, int]]) -> dict[int, str]:
+        """Rank -> why this process does not reach it, of those who listen at `points`."""
+
+        def reach(point: tuple[str, int]) -> str | None:
+            try:
+                socket.create_connection(point, _REACH_SECONDS).close()
+            except OSError as e:
+                return f"{point[0]}:{point[1]}: {e.strerror or e}"
+            return None
+
+        with ThreadPoolExecutor(max_workers=64) as pool:
+            return {rank: why for rank, why in enumerate(pool.map(reach, points)) if why is not None}
 
     def meeting_point(self) -> tuple[str, int]:
         """Address and port of the key-value store by which the group finds itself; served from now on."""
@@ -72,6 +100,8 @@ class TrainWorker:
     def train(self, run: str, environment: dict[str, str]) -> None:
         """Train as the worker that `environment` describes, in the words of torchrun."""
         os.environ.update(environment)
+        if self._listening is not None:
+            self._listening.close()
         from bessemer.orchestration.worker import run_worker
 
         run_worker(Path(run))
@@ -170,6 +200,8 @@ def train_with_workers(run: RunDirectory, places: Any, spares: Spares, saved: Ca
         gpus = _gpus_of(places, bundles)
         workers += [spares.take(node) for node in nodes]
         _collect({worker.answer.remote(): rank for rank, worker in enumerate(workers)}, _START_SECONDS)
+        if len(set(nodes)) > 1:
+            _check_paths(workers)
         address, port = ray.get(workers[0].meeting_point.remote(), timeout=_START_SECONDS)
         for rank, environment in enumerate(environments(nodes, gpus, address, port)):
             trainings[workers[rank].train.remote(str(run.path), environment)] = rank
@@ -181,6 +213,27 @@ def train_with_workers(run: RunDirectory, places: Any, spares: Spares, saved: Ca
             ray.kill(worker)
         if trainings:  # what they held is free then
             ray.wait(list(trainings), num_returns=len(trainings), timeout=_OTHERS_SECONDS)
+
+
+def _check_paths(workers: Sequence[Any]) -> None:
+    """Let each worker connect to every other: what a firewall swallows would only look like a worker that hangs.
+
+    Raises:
+        WorkersLost: some do not reach others.
+    """
+    import ray
+
+    points = ray.get([worker.listen.remote() for worker in workers], timeout=_START_SECONDS)
+    asked = [worker.unreached.remote(points) for worker in workers]
+    failures: dict[int, BaseException] = {}
+    for rank, unreached in enumerate(ray.get(asked, timeout=_START_SECONDS)):
+        if unreached:
+            others = ", ".join(f"worker {other} at {why}" for other, why in unreached.items())
+            failures[rank] = ConnectionError(
+                f"does not reach {others}; let the nodes reach each other at all ports, or set GLOO_SOCKET_IFNAME"
+            )
+    if failures:
+        raise WorkersLost(failures)
 
 
 def environments(nodes: Sequence[str], gpus: Sequence[Sequence[str]], address: str, port: int) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import platform
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 from bessemer.errors import MachineError
 from bessemer.spec.job import JobSpec
 from bessemer.stores.opening import is_remote
 
-__all__ = ["Answer", "check_nodes", "judge"]
+__all__ = ["Answer", "check_nodes", "gloo_address", "judge"]
 
 _SECONDS = 60.0
 _SKEW_SECONDS = 5.0
@@ -36,8 +39,12 @@ class Answer:
     """Paths, of those asked about, that are not there."""
     unwritable: str | None
     """Why the run directory cannot be written."""
-    loopback: str | None
-    """Address that its own name stands for, where nobody else reaches it."""
+    address: str
+    """Where gloo makes workers listen."""
+    wrong: tuple[str, ...] = ()
+    """What is set there and cannot be."""
+    asks_for_token: bool = True
+    """Whether its Ray takes orders only from those who have the cluster's token."""
 
 
 def _answer(run: str, nonce: str, paths: tuple[str, ...]) -> Answer:
@@ -57,13 +64,48 @@ def _answer(run: str, nonce: str, paths: tuple[str, ...]) -> Answer:
             mine.unlink()
         except OSError as e:
             unwritable = str(e.strerror)
-    host, loopback = socket.gethostname(), None
+    address, wrong = "", []
     try:
-        address = "" if os.environ.get("GLOO_SOCKET_IFNAME") else socket.gethostbyname(host)
-        loopback = address if address and ipaddress.ip_address(address).is_loopback else None
-    except OSError:
-        pass  # gloo asks for the addresses of the interfaces then
-    return Answer(host, time.time(), versions, missing, unwritable, loopback)
+        address = gloo_address()
+    except MachineError as e:
+        wrong.append(str(e))
+    return Answer(
+        socket.gethostname(),
+        time.time(),
+        versions,
+        missing,
+        unwritable,
+        address,
+        tuple(wrong),
+        asks_for_token=os.environ.get("RAY_AUTH_MODE") == "token",
+    )
+
+
+def gloo_address() -> str:
+    """Where gloo makes a worker of this machine listen, which it does also beside NCCL.
+
+    That is an address of the interface in GLOO_SOCKET_IFNAME; without, the first one that the machine's own name stands
+    for and that it has; without such a one, loopback.
+
+    Raises:
+        MachineError: there is no such interface, or it has no address.
+    """
+    name = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
+    if name:
+        there = psutil.net_if_addrs()
+        found = [each.address for each in there.get(name, ()) if each.family in (socket.AF_INET, socket.AF_INET6)]
+        if not found:
+            raise MachineError(
+                f"GLOO_SOCKET_IFNAME: {name} is no network interface with an address; there are "
+                f"{', '.join(sorted(there))}"
+            )
+        return str(found[0].partition("%")[0])
+    with contextlib.suppress(OSError):
+        for family, kind, protocol, _, where in socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as tried:
+                tried.bind(where)
+                return str(where[0])
+    return "127.0.0.1"
 
 
 def check_nodes(run: Path, job: JobSpec) -> list[str]:
@@ -108,10 +150,10 @@ def check_nodes(run: Path, job: JobSpec) -> list[str]:
         notes += [f"node {asked[future]} did not answer in {_SECONDS:g} s" for future in silent if future not in done]
     finally:
         (run / nonce).unlink()
-    return notes + judge(answers, run, nonce, (began, ended), gloo=not job.resources.gpus_per_worker)
+    return notes + judge(answers, run, nonce, (began, ended))
 
 
-def judge(answers: list[Answer], run: Path, nonce: str, asked: tuple[float, float], *, gloo: bool) -> list[str]:
+def judge(answers: list[Answer], run: Path, nonce: str, asked: tuple[float, float]) -> list[str]:
     """What the nodes' answers mean.
 
     Args:
@@ -119,7 +161,6 @@ def judge(answers: list[Answer], run: Path, nonce: str, asked: tuple[float, floa
         run: the run directory.
         nonce: the file in it that all nodes must see.
         asked: between when and when, by our clock, they answered.
-        gloo: whether workers find each other by host name.
 
     Returns:
         Notes.
@@ -150,16 +191,22 @@ def judge(answers: list[Answer], run: Path, nonce: str, asked: tuple[float, floa
         if len(by_version) > 1:
             shown = ", ".join(f"{v} on {' and '.join(sorted(hosts))}" for v, hosts in sorted(by_version.items()))
             wrong.append(f"{package}: nodes have different versions, {shown}; use one image for all nodes.")
-    if gloo and len({a.host for a in answers}) > 1:  # nodes of one name share a machine, and its loopback
+    for reason in sorted({reason for a in answers for reason in a.wrong}):
+        complain(reason, [a.host for a in answers if reason in a.wrong], "set it right before `ray start`.")
+    if len({a.host for a in answers}) > 1:  # nodes of one name share a machine, and its loopback
         complain(
-            "host name: stands for a loopback address, where other nodes do not reach it,",
-            [a.host for a in answers if a.loopback],
+            "host name: stands for no address, or for a loopback one, where other nodes do not reach it,",
+            [a.host for a in answers if a.address and ipaddress.ip_address(a.address).is_loopback],
             "set GLOO_SOCKET_IFNAME to the network interface on all nodes, or mend /etc/hosts.",
         )
     if wrong:
         raise MachineError("\n".join(wrong))
+    open_to_all = sorted(a.host for a in answers if not a.asks_for_token)
+    notes = [
+        f"who reaches the Ray of {', '.join(open_to_all)} can run any program there: RAY_AUTH_MODE=token is not set"
+    ] * bool(open_to_all)
     skews = {a.host: max(asked[0] - a.time, a.time - asked[1]) for a in answers}
-    return [
+    return notes + [
         f"the clock of node {host} is off by {skew:.0f} s or more; times in the journal will be, too (nothing else)"
         for host, skew in sorted(skews.items())
         if skew > _SKEW_SECONDS
