@@ -21,7 +21,7 @@ quickstart: $(INSTALLED)  ## Train a small BigGAN in minutes; DATA=path/to/image
 test: $(INSTALLED)  ## Style, types and all tests, as CI runs them.
 	@scripts/test
 
-test-cluster: $(INSTALLED)  ## Break a cluster of network namespaces in all ways; root, ten minutes.
+test-cluster: $(INSTALLED)  ## Break a cluster of network namespaces in all ways; root, half an hour.
 	@.venv/bin/pytest -m cluster tests/cluster
 
 lint: $(INSTALLED)  ## Style, format and types only.

@@ -1,18 +1,30 @@
 """What runs live through on hosts with addresses of their own. Minutes long: `make test-cluster`, not part of CI.
 
-Faults that need no network are tested elsewhere: full disks and refusing stores in tests/training, MLflow in
-tests/tracking, clocks and versions in tests/orchestration/test_nodes.py.
+Faults of files, stores, MLflow and clocks by themselves are tested in tests/training, tests/tracking and
+tests/orchestration/test_nodes.py.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
+import resource
+import runpy
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import boto3
 import psutil
 import pytest
-from tests.cluster.netns import Hosts, losses, network_hosts, resumptions, wait_for_images, wait_for_workers
+from tests.cluster.netns import ROOT, Hosts, losses, network_hosts, resumptions, wait_for_images, wait_for_workers
 from tests.orchestration.processes import digits_job, images_seen, torchrun
 
 from bessemer.tracking.journal import read_journal
@@ -32,6 +44,8 @@ evaluation: {metrics: [], every_kimg: 100, grid: 2}
 tracking: {mlflow: false}
 resources: {workers: 3, min_workers: 2, placement: spread}
 """
+Strike = Callable[[], object]
+KEYS = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": "us-east-1"}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +59,9 @@ def hosts() -> Iterator[Hosts]:
         yield made
 
 
-def submit(hosts: Hosts, job: Path, runs: Path, *fields: str) -> Path:
+def submit(hosts: Hosts, job: Path, runs: Path, *fields: str, driver_on: str | None = None) -> Path:
     words = [word for field in fields for word in ("--set", field)]
+    words += [] if driver_on is None else ["--driver-on", driver_on]
     return runs / hosts.bessemer("submit", job, "--runs", runs, *words).splitlines()[1]
 
 
@@ -69,36 +84,234 @@ def process_on(hosts: Hosts, host: str, name: str) -> psutil.Process:
     return min(found, key=lambda p: p.create_time())  # of workers, the one that trains: spare ones come later
 
 
+class Mlflow:
+    """An MLflow server on this machine's end of the hosts' network."""
+
+    def __init__(self, directory: Path, address: str) -> None:
+        with socket.create_server((address, 0)) as probe:
+            port = probe.getsockname()[1]
+        self.uri = f"http://{address}:{port}"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", address, "--port", str(port)]
+        self._command += ["--workers", "1", "--allowed-hosts", "*", "--artifacts-destination", str(directory / "files")]
+        self._command += ["--backend-store-uri", f"sqlite:///{directory}/mlflow.db"]
+        self._address, self._process = (address, port), None
+
+    def up(self) -> None:
+        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self._process: Any = subprocess.Popen(
+            self._command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for _ in range(1200):
+            with contextlib.suppress(OSError):
+                socket.create_connection(self._address, 1).close()
+                return
+            time.sleep(0.1)
+        raise AssertionError("MLflow did not come up")
+
+    def down(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def down_for_a_minute(self) -> None:
+        self.down()
+        time.sleep(60)
+
+    def points(self, name: str) -> dict[int, float]:
+        """What a person would see of a metric, by images; of steps that were repeated, the newest value."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        history = client.get_metric_history(run.info.run_id, name)
+        return {each.step: each.value for each in sorted(history, key=lambda each: each.timestamp)}
+
+
+@contextlib.contextmanager
+def mlflow_server(directory: Path, address: str) -> Iterator[Mlflow]:
+    server = Mlflow(directory, address)
+    server.up()
+    try:
+        yield server
+    finally:
+        server.down()
+
+
+def delete_bucket(client: Any, name: str) -> None:
+    """With all that is in it, so that nothing can be written there."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=name)
+    for key in [each["Key"] for page in pages for each in page.get("Contents", ())]:
+        client.delete_object(Bucket=name, Key=key)
+    client.delete_bucket(Bucket=name)
+
+
+def gateway(hosts: Hosts) -> str:
+    """This machine's address in the hosts' network."""
+    return hosts.address("head").rpartition(".")[0] + ".1"
+
+
+class Faults:
+    """One run, and what happens to it: each fault is struck, watched and mended, and leaves a row of the table."""
+
+    def __init__(self, hosts: Hosts, run: Path) -> None:
+        self.hosts, self.run = hosts, run
+        self.rows: list[dict[str, object]] = []
+
+    def await_event(self, name: str, already: int, seconds: float = 400) -> dict[str, object]:
+        wait_for(lambda: len(events(self.run, name)) > already, self.hosts, self.run, seconds)
+        return events(self.run, name)[already]
+
+    def await_steps(self, images: int = 48) -> None:
+        wait_for_images(self.run, images_seen(self.run) + images, self.hosts)
+
+    def await_checkpoint(self) -> None:
+        self.await_event("checkpoint", len(events(self.run, "checkpoint")))
+
+    def ends_workers(
+        self, name: str, strike: Strike, workers: Collection[int], mend: Strike | None = None, comes_back: str = ""
+    ) -> None:
+        """Something after which an attempt ends, and another goes on with so many; after `mend`, all three do."""
+        self.await_checkpoint()
+        already, struck, seen = len(resumptions(self.run)), time.time(), images_seen(self.run)
+        strike()
+        self._note(name, already, struck, seen)
+        if mend is not None:
+            assert resumptions(self.run)[already][0] in workers, resumptions(self.run)
+            mend()
+        wait_for(lambda: resumptions(self.run)[-1][0] == 3, self.hosts, self.run, 400)
+        grown = len(resumptions(self.run)) - 1
+        if comes_back and grown > already:
+            seen = int(next(r["nimg"] for r in reversed(events(self.run, "preempted"))))  # type: ignore[call-overload]
+            self._note(comes_back, grown, last_step(self.run, seen), seen)
+        self.await_steps()
+
+    def costs_no_worker(self, name: str, strike: Strike, noticed: str, mend: Strike, healed: str) -> None:
+        """Something that training goes on through: it is noticed, and once it is mended, what was missed follows."""
+        self.await_checkpoint()
+        already, before = len(resumptions(self.run)), len(events(self.run, noticed))
+        strike()
+        self.await_event(noticed, before)
+        self.await_steps(144)
+        done, mended = len(events(self.run, healed)), time.time()
+        mend()
+        after = self.await_event(healed, done)
+        assert len(resumptions(self.run)) == already, f"{name} ended the workers"
+        self._row(name, float(after["time"]) - mended, 3, 0)  # type: ignore[arg-type]
+
+    def _note(self, name: str, already: int, struck: float, seen: int) -> None:
+        wait_for(lambda: len(resumptions(self.run)) > already, self.hosts, self.run, 400)
+        workers, nimg = resumptions(self.run)[already]
+        wait_for_images(self.run, nimg + 48, self.hosts)
+        resumed = float(events(self.run, "resumed")[already]["time"])  # type: ignore[arg-type]
+        first = min(r["time"] for r in read_journal(self.run / "journal.jsonl") if is_step(r) and r["time"] > resumed)
+        self._row(name, first - struck, workers, seen - nimg)
+
+    def _row(self, name: str, seconds: float, workers: int, repeated: int) -> None:
+        self.rows.append(
+            {
+                "fault": name,
+                "seconds": round(seconds, 1),
+                "workers": workers,
+                "repeated": repeated,
+                "load": round(os.getloadavg()[0], 1),
+            }
+        )
+        print(*self.rows[-1].values(), sep="\t", flush=True)
+
+
+def is_step(record: Mapping[str, object]) -> bool:
+    return record["kind"] == "metrics"
+
+
+def last_step(run: Path, nimg: int) -> float:
+    """When the step ended that made it so many images."""
+    return max(r["time"] for r in read_journal(run / "journal.jsonl") if is_step(r) and r["nimg"] <= nimg)
+
+
+def memory_of(hosts: Hosts, host: str) -> float:
+    """GB that the processes of a host have for themselves."""
+    total = 0
+    for process in hosts.processes(host):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().uss
+    return round(total / 1e9, 2)
+
+
 def test_a_run_goes_on_through_all_of_it(
     hosts: Hosts, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A worker, a raylet, a host and a cable, one after the other; the losses are those of an undisturbed run."""
-    run = submit(hosts, job, tmp_path)
-    table = []
-    for fault, workers, strike, mend in (
-        ("kill -9 a worker", 3, lambda: process_on(hosts, "worker-1", "ray::TrainWorker").kill(), None),
-        ("kill -9 a raylet", 2, lambda: process_on(hosts, "worker-1", "raylet").kill(), None),
-        ("power off a host", 2, lambda: hosts("kill", "worker-2"), lambda: hosts("start", "worker-2")),
-        ("cut a link", 2, lambda: hosts("partition", "worker-1"), lambda: hosts("heal", "worker-1")),
-    ):
-        before = len(resumptions(run))
-        saved = [r["nimg"] for r in events(run, "checkpoint")]
-        wait_for(lambda: len(events(run, "checkpoint")) > len(saved), hosts, run)  # noqa: B023
-        struck, seen = time.time(), images_seen(run)
-        strike()
-        wait_for(lambda: len(resumptions(run)) > before, hosts, run)  # noqa: B023
-        found, nimg = resumptions(run)[before]
-        first = next(r["time"] for r in events(run, "resumed")[before:])
-        table.append(f"{fault:18} {first - struck:6.1f} s until it resumed with {found}, {seen - nimg} images repeated")
-        if mend is not None:
-            assert found == workers
-            mend()
-        wait_for(lambda: resumptions(run)[-1][0] == 3, hosts, run)
-        wait_for_images(run, resumptions(run)[-1][1] + 48, hosts)
-    hosts.bessemer("stop", run.name)
-    with capsys.disabled():
-        print("", *table, sep="\n")
-    seen_losses = losses(run)
+    """One fault after the other; the losses are those of an undisturbed run, and stores and MLflow miss nothing.
+
+    BESSEMER_FAULTS names a file for the table of docs/clusters.md (`scripts/document_faults.py`).
+    """
+    bucket = boto3.client("s3", endpoint_url=hosts.settings["AWS_ENDPOINT_URL"], **KEYS)
+    bucket.create_bucket(Bucket="faults")
+    started = os.times()[4]
+    with capsys.disabled(), mlflow_server(tmp_path, gateway(hosts)) as mlflow:
+        took = {"mlflow_start_s": round(os.times()[4] - started, 1)}
+        sent = time.time()
+        # The driver is not on the head, so that it outlives it; nor where hosts die, because it would die with them.
+        more = ["checkpoint.upload=s3://faults/runs", "tracking.mlflow=true", f"tracking.uri={mlflow.uri}"]
+        run = submit(hosts, job, tmp_path, *more, driver_on="host=worker-1")
+        wait_for_images(run, 48, hosts)
+        first = next(r["time"] for r in read_journal(run / "journal.jsonl") if is_step(r))
+        took["submit_to_first_step_s"] = round(first - sent, 1)
+        faults = Faults(hosts, run)
+        faults.await_event("uploaded", 0)
+        faults.await_steps(480)  # spare processes import meanwhile
+        memory = {host: memory_of(hosts, host) for host in ("head", "worker-1", "worker-2")}
+
+        def worker() -> psutil.Process:
+            return process_on(hosts, "worker-2", "ray::TrainWorker")
+
+        def limit_files(size: int) -> None:
+            resource.prlimit(worker().pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+        def fill_and_kill() -> None:
+            hosts("fill", "worker-2")
+            worker().kill()
+
+        def restart_head() -> None:
+            hosts("kill", "head")
+            time.sleep(10)
+            hosts("start", "head")
+
+        faults.ends_workers("kill -9 a worker", lambda: worker().kill(), {3})
+        faults.ends_workers(
+            "kill -9 a worker of a host whose own disk is full",
+            fill_and_kill,
+            {2, 3},
+            lambda: hosts("free", "worker-2"),
+        )
+        faults.costs_no_worker(
+            "a worker's disk of the runs is full", lambda: limit_files(1000), "checkpoint_failed",
+            lambda: limit_files(resource.RLIM_INFINITY), "checkpoint",
+        )  # fmt: skip
+        faults.costs_no_worker(
+            "the object store refuses writes", lambda: delete_bucket(bucket, "faults"), "upload_failed",
+            lambda: bucket.create_bucket(Bucket="faults"), "uploaded",
+        )  # fmt: skip
+        faults.costs_no_worker(
+            "MLflow is down for a minute", mlflow.down_for_a_minute, "warning", mlflow.up, "recovered"
+        )
+        faults.ends_workers("kill -9 a raylet", lambda: process_on(hosts, "worker-2", "raylet").kill(), {2, 3})
+        faults.ends_workers(
+            "power off a host", lambda: hosts("kill", "worker-2"), {2}, lambda: hosts("start", "worker-2"),
+            "the host comes back",
+        )  # fmt: skip
+        faults.ends_workers(
+            "cut a link", lambda: hosts("partition", "worker-2"), {2}, lambda: hosts("heal", "worker-2"),
+            "the link heals",
+        )  # fmt: skip
+        faults.ends_workers("the head is off for 10 s, and boots", restart_head, {2, 3})
+
+        (submission,) = json.loads(hosts.bessemer("jobs", "--json"))
+        assert (submission["id"], submission["state"]) == (run.name, "running"), "a new head knows the run"
+        assert "go on with: bessemer submit --resume" in hosts.bessemer("stop", run.name)
+        seen_losses = losses(run)
+        assert mlflow.points("loss/generator") == {n: v["loss/generator"] for n, v in seen_losses.items()}
+    stored = {each["Key"].split("/")[3] for each in bucket.list_objects_v2(Bucket="faults", Prefix="runs/")["Contents"]}
+    assert f"kimg-{max(seen_losses) / 1000:010.3f}" in stored, "the last checkpoint is not in the store"
+
     local = tmp_path / "local"
     fields = ["--set", f"training.total_kimg={max(seen_losses) / 1000}"]
     output, _ = (process := torchrun(job, local, 3, *fields)).communicate(timeout=900)
@@ -107,6 +320,10 @@ def test_a_run_goes_on_through_all_of_it(
     assert list(seen_losses) == list(expected)
     for nimg, values in seen_losses.items():
         assert values == pytest.approx(expected[nimg], rel=1e-5, abs=1e-5), f"at {nimg} images"
+    if "BESSEMER_FAULTS" in os.environ:
+        common = runpy.run_path(str(ROOT / "benchmarks" / "_common.py"))
+        raw = {"faults": faults.rows, "memory_gb": memory, **took, "steps_compared": len(expected)}
+        common["finish"]([], raw, common["Options"](quick=False, out=Path(os.environ["BESSEMER_FAULTS"])))
 
 
 def test_a_host_that_will_be_taken_away_is_left_in_time(hosts: Hosts, job: Path, tmp_path: Path) -> None:
@@ -134,15 +351,7 @@ def test_a_host_that_will_be_taken_away_is_left_in_time(hosts: Hosts, job: Path,
 
 
 def test_a_store_that_is_gone_for_a_while_costs_nothing(hosts: Hosts, job: Path, tmp_path: Path) -> None:
-    import boto3
-
-    boto3.client(
-        "s3",
-        endpoint_url=hosts.settings["AWS_ENDPOINT_URL"],
-        aws_access_key_id="any",
-        aws_secret_access_key="any",
-        region_name="us-east-1",
-    ).create_bucket(Bucket="runs")
+    boto3.client("s3", endpoint_url=hosts.settings["AWS_ENDPOINT_URL"], **KEYS).create_bucket(Bucket="runs")
     run = submit(hosts, job, tmp_path, "checkpoint.upload=s3://runs/all")
     wait_for(lambda: events(run, "uploaded"), hosts, run)
     hosts("partition", "store")
@@ -168,16 +377,43 @@ def test_a_run_directory_that_one_host_does_not_see(hosts: Hosts, job: Path, tmp
     assert f"run directory {runs / name}: is not the same on worker-2; put --runs on storage" in output
 
 
-def test_a_head_that_died_takes_the_run_with_it_but_not_its_work(hosts: Hosts, job: Path, tmp_path: Path) -> None:
-    """The driver sits on the head. A new head knows nothing of the run; its directory is enough to go on."""
+def test_a_head_that_dies_takes_a_driver_with_it_but_not_its_work(hosts: Hosts, job: Path, tmp_path: Path) -> None:
+    """Where the driver sits on the head. What the head knew is back after its start, and the run can be resumed."""
     run = submit(hosts, job, tmp_path)
     wait_for(lambda: events(run, "checkpoint"), hosts, run)
-    for host in ("head", "worker-1", "worker-2"):
-        hosts("kill", host)
-    for host in ("head", "worker-1", "worker-2"):
-        hosts("start", host)
-    assert "knows no such run" in hosts.bessemer("status", run.name, code=2)
-    hosts.bessemer("submit", "--resume", run)
+    hosts("kill", "head")
+    hosts("start", "head")
+    wait_for(lambda: '"failed"' in hosts.bessemer("status", run.name, "--json"), hosts, run)
+    assert hosts.bessemer("submit", "--resume", run.name).splitlines()[1] == f"{run.name}.2"
     wait_for_workers(run, 1, 3, hosts)
     assert resumptions(run)[0][1] >= 480
     hosts.bessemer("stop", run.name)
+
+
+def test_nodes_that_do_not_reach_each_other(hosts: Hosts, job: Path, tmp_path: Path) -> None:
+    """Both reach the head, so that Ray is content; what gloo would wait for in vain is named at once."""
+    there = hosts.address("worker-2")
+    hosts("exec", "worker-1", "ip", "route", "add", "unreachable", there)
+    try:
+        run = submit(hosts, job, tmp_path, "resources.min_workers=3", "resources.max_failures=0")
+        output = hosts.bessemer("logs", run.name, "--follow", code=2)
+    finally:
+        hosts("exec", "worker-1", "ip", "route", "del", "unreachable", there)
+    assert re.search(rf"worker \d: does not reach worker \d at {there}:\d+: No route to host; let the nodes", output)
+
+
+def test_a_clock_that_is_off_is_noted_and_nothing_else(hosts: Hosts, job: Path, tmp_path: Path) -> None:
+    hosts("kill", "worker-2")
+    hosts("clock", "worker-2", -900)
+    hosts("start", "worker-2")
+    try:
+        run = submit(hosts, job, tmp_path)
+        wait_for(lambda: events(run, "checkpoint"), hosts, run)
+        hosts.bessemer("stop", run.name)
+    finally:
+        hosts("clock", "worker-2", 0)
+        hosts("kill", "worker-2")
+        hosts("start", "worker-2")
+    (note,) = (str(each["reason"]) for each in events(run, "note"))
+    assert re.match(r"the clock of node worker-2 is off by (899|90\d) s or more", note)
+    assert events(run, "workers_lost") == []

@@ -169,6 +169,17 @@ def test_clusters_that_cannot_be_reached_are_named(head: Head, monkeypatch: pyte
         dashboard_url(head.url)
 
 
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_driver_is_sent_to_nodes_that_exist(head: Head, job: Path, tmp_path: Path) -> None:
+    """Ray would wait a quarter of an hour for others."""
+    out = bessemer(head, "submit", job, "--runs", tmp_path, "--driver-on", "host=node-2", code=2)
+    assert "--driver-on host=node-2: no node beside the head has this label; there are: none. " in out.stderr
+    out = bessemer(head, "submit", job, "--runs", tmp_path, "--driver-on", "node-1", code=2)
+    assert "--driver-on node-1: is no label of a node; write LABEL=VALUE" in out.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 ASK_TWICE = """
 import os, sys
 from bessemer.orchestration.submission import Cluster

@@ -44,6 +44,14 @@ def submit(
             "it was uploaded.",
         ),
     ] = None,
+    driver_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL=VALUE",
+            help="Let the run's driver sit on a node with this label instead of the head: the run then survives a "
+            "restart of the head, and ends with that node.",
+        ),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print what the run prints, until it ends.")] = False,
 ) -> None:
     """Check a job, send it with this version of Bessemer to a Ray cluster, and let it run there.
@@ -58,16 +66,17 @@ def submit(
 
     if (job is None) == (resume is None):
         raise SpecError("submit: give either a job file, or --resume RUN.")
+    labels = _labels(driver_on)
     if resume is not None:
         if set_:
             raise SpecError("--set: a resumed run goes on with its own job; leave --set out, or submit a new job.")
         cluster = connect(address)
-        submission = cluster.resume(resume, runs.absolute())
+        submission = cluster.resume(resume, runs.absolute(), labels)
     else:
         assert job is not None
         spec, notes = check_before_sending(load_job(job, set_ or ()))
         cluster = connect(address)
-        submission = cluster.submit(spec, runs.absolute())
+        submission = cluster.submit(spec, runs.absolute(), labels)
         for note in notes:
             typer.echo(f"note: {note}", err=True)
     typer.echo(f"run {submission.path}", err=True)
@@ -163,6 +172,20 @@ def connect(address: str) -> Cluster:
 
     logging.disable(logging.INFO)  # Ray reports every file that it uploads
     return Cluster(address)
+
+
+def _labels(text: str | None) -> dict[str, str]:
+    """`LABEL=VALUE`, read."""
+    from bessemer.errors import SpecError
+
+    if text is None:
+        return {}
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not (key and equals and value) or value[0] in "!(":
+        raise SpecError(
+            f"--driver-on {text}: is no label of a node; write LABEL=VALUE, as `ray start --labels` takes it."
+        )
+    return {key: value}
 
 
 def _where(address: str) -> str:

@@ -15,7 +15,7 @@ import secrets
 import shlex
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,7 @@ _STATES: dict[str, SubmissionState] = {
 _GRACE_SECONDS = 900
 """Time that workers have to write a checkpoint before Ray kills the driver; its own default is 3 seconds."""
 _LOOK_SECONDS = 1.0
+_ANSWER_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -123,26 +124,32 @@ class Cluster:
 
             self._client: Any = JobSubmissionClient(self.url, headers=headers)
 
-    def submit(self, job: JobSpec, runs: Path) -> Submission:
+    def submit(self, job: JobSpec, runs: Path, driver_on: Mapping[str, str] | None = None) -> Submission:
         """Start a new run, in a directory of its own below `runs`.
 
         Args:
             job: as :func:`check_before_sending` returns it.
             runs: directory that all nodes see.
+            driver_on: labels of the node that its driver shall run on; the head without.
+
+        Raises:
+            MachineError: no node has these labels.
         """
         run = f"{job.name}-{secrets.token_hex(3)}"
         path = runs / run
-        return self._send(run, str(path), 1, ["train", "job.yaml", "--run-dir", str(path)], job)
+        return self._send(run, str(path), 1, ["train", "job.yaml", "--run-dir", str(path)], driver_on, job)
 
-    def resume(self, run: str, runs: Path) -> Submission:
+    def resume(self, run: str, runs: Path, driver_on: Mapping[str, str] | None = None) -> Submission:
         """Go on with a run that was submitted before, with the run directory `run`, or with a run in a store.
 
         Args:
             run: its name, an absolute path, or the URL to which it was uploaded.
             runs: directory that all nodes see, in which a run from a store gets its directory.
+            driver_on: labels of the node that its driver shall run on; the head without.
 
         Raises:
             RunError: there is no such run, or it is being trained.
+            MachineError: no node has these labels.
         """
         command = ["resume", run]
         if is_url(run):
@@ -159,7 +166,7 @@ class Cluster:
         if busy := [s for s in found if not s.over]:
             raise RunError(f"{run}: is {busy[0].state} as {busy[0].id}; `bessemer stop {busy[0].id}` stops it.")
         number = max((s.number for s in found), default=1) + 1
-        return self._send(name, path, number, command)
+        return self._send(name, path, number, command, driver_on)
 
     def submissions(self) -> list[Submission]:
         """All submissions of Bessemer that the cluster remembers, newest first."""
@@ -218,8 +225,18 @@ class Cluster:
             time.sleep(_LOOK_SECONDS)
         return now
 
-    def _send(self, run: str, path: str, number: int, command: list[str], job: JobSpec | None = None) -> Submission:
+    def _send(
+        self,
+        run: str,
+        path: str,
+        number: int,
+        command: list[str],
+        driver_on: Mapping[str, str] | None,
+        job: JobSpec | None = None,
+    ) -> Submission:
         """Upload this package and what belongs to the submission, and let Ray start it."""
+        if driver_on:
+            self._check_labels(driver_on)
         name = run if number == 1 else f"{run}.{number}"
         provenance = Provenance.here()
         metadata = {"bessemer.run": run, "bessemer.path": path, "bessemer.number": str(number)}
@@ -233,6 +250,7 @@ class Cluster:
                 entrypoint=shlex.join(["exec", "python", "-m", "bessemer.cli", *command, "--submission", "."]),
                 submission_id=name,
                 metadata=metadata,
+                entrypoint_label_selector=dict(driver_on or {}) or None,
                 runtime_env={
                     "working_dir": aside,
                     "py_modules": [str(Path(bessemer.__file__).parent)],
@@ -241,6 +259,29 @@ class Cluster:
                 },
             )
         return next(s for s in self.submissions() if s.id == name)
+
+    def _check_labels(self, wanted: Mapping[str, str]) -> None:
+        """Refuse labels that no living node has: Ray would wait a quarter of an hour for one."""
+        import requests
+
+        with self._refusals():
+            answer = requests.get(
+                f"{self.url}/api/v0/nodes",
+                {"detail": 1, "limit": 10_000},
+                headers=auth_headers(),
+                timeout=_ANSWER_SECONDS,
+            )
+            answer.raise_for_status()
+        nodes = [n for n in answer.json()["data"]["result"]["result"] if n["state"] == "ALIVE"]
+        labels: list[dict[str, str]] = [{} if n["is_head_node"] else n["labels"] or {} for n in nodes]
+        if any(wanted.items() <= each.items() for each in labels):
+            return
+        own = sorted({f"{k}={v}" for each in labels for k, v in each.items() if k != "ray.io/node-id"})
+        asked = ", ".join(f"{k}={v}" for k, v in wanted.items())
+        raise MachineError(
+            f"--driver-on {asked}: no node beside the head has this label; there are: {', '.join(own) or 'none'}. "
+            f"Start one with `ray start --labels {asked}`, or leave the option out: the driver runs on the head then."
+        )
 
     def _now(self, submission: Submission) -> Submission:
         return self.find(f"{submission.run}.{submission.number}")
