@@ -377,11 +377,14 @@ def test_images_that_are_not_finite_stop_every_worker(standin: Path, toy, info, 
         system = toy()
         with torch.no_grad():
             system.painter.colour[3:6] = float("nan")  # class 1: 60 %
-        with pytest.raises(EvaluationError, match="generated images: 39 of 64 hold NaN or infinity"):
+        with pytest.raises(EvaluationError, match="generated images: 39 of 64 hold NaN or infinity") as raised:
             evaluate_system(system, info(), memory_data(64), ["fid"], samples=64, group=group)
-        return "raised"
+        return str(raised.value)
 
-    assert workers(2, work) == ["raised", "raised"]
+    first, second = workers(2, work)
+    bad = np.flatnonzero(allocate_labels(info().class_counts, 64) == 1)[:8]
+    assert f"(number {', '.join(map(str, bad))}, ...). The weights of painter are not finite" in first
+    assert first == second
 
 
 def test_what_cannot_be_evaluated_is_refused(toy, info, memory_data) -> None:

@@ -94,7 +94,9 @@ def test_what_has_no_likelihood_is_refused(small: NVAE, toy, info, data) -> None
         evaluate_likelihood(toy(), info(), data, ["bits_per_dim"], samples=10)
     with torch.no_grad():
         small.vae.image[1].bias.fill_(float("nan"))  # type: ignore[union-attr,operator]
-    with pytest.raises(EvaluationError, match=r"10 of 10 are not finite"):
+    with pytest.raises(
+        EvaluationError, match=r"likelihoods: 10 of 10 hold NaN or infinity .* The weights of vae are not finite"
+    ):
         evaluate_likelihood(small, info(), data, ["bits_per_dim"], samples=10)
     assert evaluate_likelihood(toy(), info(), data, [], samples=10) == []
 

@@ -180,7 +180,7 @@ def test_what_cannot_be_walked_is_refused(toy, linear: Linear, info, memory_data
     with pytest.raises(EvaluationError, match="images have none; leave it out"):
         compare_images(data, data, ["ppl-zend_pixels"])
     linear.basis[0, 0] = torch.nan
-    with pytest.raises(EvaluationError, match="8 of 8 steps along paths are not finite"):
+    with pytest.raises(EvaluationError, match="steps along paths: 8 of 8 hold NaN or infinity"):
         evaluate_system(linear, info(), data, ["ppl-zend_pixels"], samples=8)
     monkeypatch.delattr(Linear, "styles")
     with pytest.raises(EvaluationError, match="toy has no w, to which z is mapped; use ppl-zend_pixels"):

@@ -21,7 +21,6 @@ from bessemer.evaluation.grid import translation_sheet
 from bessemer.evaluation.images import ImageFiles, field_images, open_images
 from bessemer.evaluation.inputs import Inputs
 from bessemer.evaluation.speed import measure_speed
-from bessemer.evaluation.targets import evaluate_targets
 from bessemer.systems.contract import Batch, Clock, OptimizerDefaults, SystemConfig, Update
 from bessemer.systems.translating import TranslationSystem
 
@@ -149,7 +148,7 @@ def test_inputs_are_a_fixed_choice_with_their_targets(pairs: Path, domains: Path
 
 def test_metrics_of_targets_are_those_of_each_output_with_its_own_target(pairs: Path, info: Any) -> None:
     with ShardedDataset.open(pairs) as dataset:
-        found = {r.metric: r for r in evaluate_targets(negative(0.0), info(), dataset, METRICS, samples=99)}
+        found = {r.metric: r for r in evaluate_system(negative(0.0), info(), dataset, METRICS, samples=99)}
     # Red is 20 of 255 off, green and blue not at all, but for rounding 127.5.
     assert found["l1"].value == pytest.approx(20 / 255 / 3, rel=1e-6)
     assert found["psnr"].value == pytest.approx(10 * np.log10(255**2 / (400 / 3)), rel=1e-6)
@@ -157,13 +156,13 @@ def test_metrics_of_targets_are_those_of_each_output_with_its_own_target(pairs: 
     assert [found[name].higher_is_better for name in METRICS] == [False, True, True]
     assert all(record.samples == 40 for record in found.values())
     with ShardedDataset.open(pairs) as dataset:
-        [noisy] = evaluate_targets(negative(0.5), info(), dataset, ["l1"], samples=99)
+        [noisy] = evaluate_system(negative(0.5), info(), dataset, ["l1"], samples=99)
         assert noisy.value > 2 * found["l1"].value
         assert noisy.reference_hash == found["l1"].reference_hash
         with pytest.raises(EvaluationError, match="metric l1: compares translations with their targets, and negative"):
-            evaluate_targets(negative(last="others"), info(), dataset, ["l1"], samples=9)
+            evaluate_system(negative(last="others"), info(), dataset, ["l1"], samples=9)
         with pytest.raises(EvaluationError, match="40 of 40 hold NaN"):
-            evaluate_targets(negative(float("nan")), info(), dataset, ["ssim"], samples=99)
+            evaluate_system(negative(float("nan")), info(), dataset, ["ssim"], samples=99)
 
 
 def test_outputs_are_compared_with_targets_whatever_the_number_of_workers(
@@ -175,15 +174,14 @@ def test_outputs_are_compared_with_targets_whatever_the_number_of_workers(
         def work(rank: int, group: Any, world: int = world) -> list[Any]:
             with ShardedDataset.open(pairs) as dataset:
                 cache, many = tmp_path / f"{world}-{rank}", {"samples": 99, "seed": 2, "group": group}
-                records: list[Any] = [*evaluate_targets(negative(), info(), dataset, METRICS, **many)]
-                return records + evaluate_system(
-                    negative(), info(), dataset, ["fd_pixels"], batch_size=32, cache_dir=cache, **many
-                )
+                system, asked = negative(), ["psnr", "fd_pixels", "l1", "ssim"]
+                return evaluate_system(system, info(), dataset, asked, batch_size=32, cache_dir=cache, **many)
 
         found.append(workers(world, work))
     assert found[1][1:] == [[], []]
+    assert [r.metric for r in found[0][0]] == ["psnr", "fd_pixels", "l1", "ssim"]
     assert [r.value for r in found[1][0]] == pytest.approx([r.value for r in found[0][0]], rel=1e-9)
-    distance = found[0][0][-1]
+    distance = found[0][0][1]
     assert (distance.samples, distance.reference_samples) == (40, 40)
     assert distance.balance.startswith("inputs ")
 

@@ -11,9 +11,10 @@ from bessemer.data.packing.pack import pack
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.evaluation.evaluate import evaluate_system
 from bessemer.evaluation.extractors import get_extractor
-from bessemer.orchestration.evaluation_costs import evaluation_cost
+from bessemer.orchestration.evaluation_costs import _weighing, evaluation_cost
 from bessemer.spec.job import EvaluationSpec
-from bessemer.systems.contract import System
+from bessemer.systems.contract import Batch, System
+from bessemer.systems.likelihood import LikelihoodSystem
 from bessemer.systems.registry import build
 from bessemer.systems.snapshot import SnapshotInfo
 
@@ -29,6 +30,21 @@ def info() -> SnapshotInfo:
     return SnapshotInfo("biggan", {}, 0, {}, 0, "none", [str(i) for i in range(10)], [4] * 10)
 
 
+def measuring() -> torch.profiler.profile:
+    """Notes what PyTorch's allocator hands out."""
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+
+
+def most_at_once(profile: torch.profiler.profile) -> int:
+    """Bytes."""
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = most = 0
+    for _, change in sorted((e.start_ns(), e.nbytes()) for e in events):
+        live += change
+        most = max(most, live)
+    return most
+
+
 @pytest.mark.parametrize(
     ("width", "batch_size"),
     [(16, 40), (64, 4)],  # judging needs the most; the standing statistics do
@@ -42,11 +58,7 @@ def test_a_real_evaluation(tmp_path: Path, width: int, batch_size: int) -> None:
     sampled = system(generator_width=width)
     sampled.init_weights(torch.Generator().manual_seed(1))
     get_extractor("efflite0")  # loaded before, as between two evaluations
-    with (
-        ShardedDataset.open(tmp_path / "digits") as dataset,
-        torch.no_grad(),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
-    ):
+    with ShardedDataset.open(tmp_path / "digits") as dataset, torch.no_grad(), measuring() as profile:
         evaluate_system(
             sampled,
             info(),
@@ -56,11 +68,7 @@ def test_a_real_evaluation(tmp_path: Path, width: int, batch_size: int) -> None:
             batch_size=spec.batch_size,
             cache_dir=tmp_path / "cache",
         )
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = most = 0
-    for _, change in sorted((e.start_ns(), e.nbytes()) for e in events):
-        live += change
-        most = max(most, live)
+    most = most_at_once(profile)
     assert cost.moment == pytest.approx(most, rel=0.10)
 
 
@@ -86,3 +94,20 @@ def test_likelihoods_need_no_extractor() -> None:
     cost = evaluation_cost(EvaluationSpec(metrics=("bits_per_dim",)), nvae, host=True)
     assert (cost.extractors, cost.uncounted) == (0, ())
     assert cost.moment > 0
+
+
+def test_likelihoods_are_counted_as_they_are_taken() -> None:
+    def pixelcnn() -> System:
+        return build("pixelcnnpp", "tiny8")
+
+    sampled = pixelcnn()
+    assert isinstance(sampled, LikelihoodSystem)
+    sampled.init_weights(torch.Generator().manual_seed(0))
+    sampled.networks()["pixelcnn"].eval()
+    images = torch.zeros(32, *sampled.sample_shape)
+    with torch.no_grad(), measuring() as profile:
+        sampled.log_likelihood(Batch(images, torch.zeros(32, dtype=torch.int64)), torch.Generator())
+    most = most_at_once(profile) + images.nbytes
+    assert _weighing(pixelcnn, 1) == pytest.approx(most, rel=0.20), "but for what convolutions take for themselves"
+    cost = evaluation_cost(EvaluationSpec(metrics=("bits_per_dim",), grid=1), pixelcnn, host=True)
+    assert cost.moment >= _weighing(pixelcnn, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,22 +24,27 @@ def g(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def rough(affine: bool = True) -> Glow:
-    """A flow on 4×4×3 in float64, all of whose weights are away from their start."""
-    system = build("glow", "tiny8", {"resolution": 4, "channels": 3, "steps": 2, "width": 8, "affine": affine})
+COUPLINGS: list[dict[str, Any]] = [{}, {"least_scale": 0.5}, {"affine": False}]
+
+
+def rough(**fields: Any) -> Glow:
+    """A flow on 4×4×3 in float64, all of whose weights are away from their start, and whose noise is of variance 1."""
+    system = build("glow", "tiny8", {"resolution": 4, "channels": 3, "steps": 2, "width": 8, **fields})
     assert isinstance(system, Glow)
     system.init_weights(g())
     system.flow.double()
     with torch.no_grad():
-        for i, p in enumerate(system.flow.parameters()):
-            p += 0.1 * torch.randn(p.shape, generator=g(i), dtype=torch.float64)
+        for i, (name, p) in enumerate(system.flow.named_parameters()):
+            p += (0.02 if "prior" in name else 0.1) * torch.randn(p.shape, generator=g(i), dtype=torch.float64)
+    with initialising(system.flow):
+        system.flow(torch.rand(64, 3, 4, 4, generator=g(1), dtype=torch.float64) - 0.5)
     return system
 
 
-@pytest.mark.parametrize("affine", [True, False])
-def test_log_density_against_the_jacobian(affine: bool) -> None:
+@pytest.mark.parametrize("fields", COUPLINGS)
+def test_log_density_against_the_jacobian(fields: dict[str, Any]) -> None:
     """log p(x) = log N(noise; 0, I) + log|det ∂noise/∂x|, the latter by autograd."""
-    system = rough(affine)
+    system = rough(**fields)
     x = torch.rand(1, 3, 4, 4, generator=g(), dtype=torch.float64) - 0.5
 
     def noise(flat: torch.Tensor) -> torch.Tensor:
@@ -47,16 +53,41 @@ def test_log_density_against_the_jacobian(affine: bool) -> None:
     jacobian = torch.autograd.functional.jacobian(noise, x.flatten())
     z = noise(x.flatten())
     expected = -0.5 * (z.square() + math.log(2 * math.pi)).sum() + torch.linalg.slogdet(jacobian).logabsdet
-    # ZeroConv leaves in float32.
-    torch.testing.assert_close(system.flow(x)[1][0], expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(system.flow(x)[1][0], expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("fields", COUPLINGS)
 @torch.no_grad()
-def test_inverse(affine: bool) -> None:
-    system = rough(affine)
-    x = torch.rand(3, 3, 4, 4, generator=g(), dtype=torch.float64) - 0.5
-    torch.testing.assert_close(system.flow.inverse(system.flow(x)[0]), x, rtol=0, atol=1e-5)
+def test_inverse(fields: dict[str, Any]) -> None:
+    """Of images and of noise, in both precisions."""
+    system = rough(**fields)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+        flow = system.flow.to(dtype)
+        x = (torch.rand(3, 3, 4, 4, generator=g(), dtype=torch.float64) - 0.5).to(dtype)
+        noise, _ = flow(x)
+        torch.testing.assert_close(flow.inverse(noise), x, rtol=0, atol=tolerance)
+        noise = [torch.randn(z.shape, generator=g(i), dtype=dtype) for i, z in enumerate(noise)]
+        found, _ = flow(flow.inverse(noise))
+        for z, again in zip(noise, found, strict=True):
+            torch.testing.assert_close(again, z, rtol=0, atol=20 * tolerance)
+
+
+@torch.no_grad()
+def test_scales_with_a_lower_bound_do_not_feed_on_unlikely_latents() -> None:
+    """Where h is far below zero a coupling divides by almost nothing, and the next one sees the result."""
+    images = {}
+    for least in (0.0, 0.5):
+        system = rough(steps=4, least_scale=least)
+        for coupling in [m for m in system.flow.modules() if isinstance(m, Coupling)]:
+            far = 1e3 * torch.randn(64, coupling.conv1.in_channels, 2, 2, generator=g(), dtype=torch.float64)
+            scale = coupling._shift_and_log_scale(far)[1].exp()
+            assert least <= scale.min() < least + 1e-9
+            assert scale.max() == pytest.approx(1.0)
+        system.flow.float()
+        shapes = system.latent_shapes.values()
+        images[least] = system.flow.inverse([4 * torch.randn(256, *shape, generator=g()) for shape in shapes])
+    assert images[0.5].isfinite().all()
+    assert not images[0.0].isfinite().all(), "without it this test shows nothing"
 
 
 def test_factors_make_a_rotation_with_its_determinant() -> None:

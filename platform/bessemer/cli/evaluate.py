@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from bessemer.evaluation.likelihood import LikelihoodRecord
     from bessemer.evaluation.records import EvaluationRecord
     from bessemer.evaluation.speed import SpeedRecord
-    from bessemer.evaluation.targets import TargetRecord
     from bessemer.orchestration.run_directory import RunDirectory
 
-    Record = EvaluationRecord | LikelihoodRecord | SpeedRecord | TargetRecord
+    Record = EvaluationRecord | LikelihoodRecord | SpeedRecord
 
 __all__ = ["compare_sets", "evaluate"]
 
@@ -170,7 +169,7 @@ def _evaluate_weights(
     device: str | None,
     as_json: bool,
 ) -> None:
-    from bessemer.errors import SpecError
+    from bessemer.errors import EvaluationError, SpecError
     from bessemer.evaluation.names import SPEEDS, split_metrics
     from bessemer.spec.job import EvaluationSpec
 
@@ -182,16 +181,16 @@ def _evaluate_weights(
     names = names or list(spec.metrics) or list(_DEFAULT)
     _check_figure(figure, names)
     speeds = [name for name in names if name in SPEEDS]
-    compared, likelihoods, targets = split_metrics(name for name in names if name not in SPEEDS)
+    asked = split_metrics(name for name in names if name not in SPEEDS)
 
     from bessemer.cli.output import progress
     from bessemer.evaluation.evaluate import evaluate_system
+    from bessemer.evaluation.failures import noted
     from bessemer.evaluation.images import field_images, open_images
     from bessemer.evaluation.inputs import inputs_for
     from bessemer.evaluation.likelihood import evaluate_likelihood
     from bessemer.evaluation.pairs import draw_one
     from bessemer.evaluation.speed import measure_speed
-    from bessemer.evaluation.targets import evaluate_targets
     from bessemer.systems.snapshot import load_snapshot
 
     device = device or _device()
@@ -206,46 +205,51 @@ def _evaluate_weights(
         "balance": balance,
         "device": device,
     }
+    found: list[Record] = []
+    failures: list[str] = []
     with (
         open_images(data) as dataset,
         open_images(others) as held_out,
         progress(place.name) as advance,
     ):
-        bounds = evaluate_likelihood(  # first: sampling renews BatchNorm statistics
-            system,
-            info,
-            held_out,
-            likelihoods,
-            samples=count,
-            importance_samples=importance_samples or spec.importance_samples,
-            seed=protocol["seed"],
-            device=device,
-            progress=lambda _, done, total: advance(done, total),
-        )
-        near = evaluate_targets(system, info, held_out, targets, samples=count, seed=protocol["seed"], device=device)
-        records = evaluate_system(
-            system,
-            info,
-            dataset,
-            compared,
-            samples=count,
-            real=real,
-            held_out=held_out,
-            batch_size=spec.batch_size,
-            progress=lambda _, done, total: advance(done, total),
-            **protocol,
-        )
-        if figure is not None:
-            inputs = inputs_for(system, held_out, count)
-            drawn = draw_one(system, info, count, **protocol, inputs=inputs)
-            _write_figure(figure, records, drawn, field_images(dataset, system.sample_field))
+        with noted(failures):  # first: sampling renews BatchNorm statistics
+            found += evaluate_likelihood(
+                system,
+                info,
+                held_out,
+                asked.likelihoods,
+                samples=count,
+                importance_samples=importance_samples or spec.importance_samples,
+                seed=protocol["seed"],
+                device=device,
+                progress=lambda _, done, total: advance(done, total),
+            )
+        with noted(failures):
+            records = evaluate_system(
+                system,
+                info,
+                dataset,
+                asked.drawn,
+                samples=count,
+                real=real,
+                held_out=held_out,
+                batch_size=spec.batch_size,
+                progress=lambda _, done, total: advance(done, total),
+                **protocol,
+            )
+            found += records
+            if figure is not None:
+                inputs = inputs_for(system, held_out, count)
+                drawn = draw_one(system, info, count, **protocol, inputs=inputs)
+                _write_figure(figure, records, drawn, field_images(dataset, system.sample_field))
     protocol.pop("balance")
-    fast = measure_speed(system, info, speeds, batch_size=spec.batch_size, **protocol)
-    found: list[Record] = [*bounds, *near, *records, *fast]
+    found += measure_speed(system, info, speeds, batch_size=spec.batch_size, **protocol)
     if run is not None:
         for record in found:
             run.journal.write("evaluation", info.nimg, **record.as_dict())
     _print(found, as_json, nimg=info.nimg)
+    if failures:
+        raise EvaluationError("\n".join(failures))
 
 
 def _compare(

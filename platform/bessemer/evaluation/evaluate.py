@@ -15,24 +15,32 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.compute import Comparison, FeatureSet, Value
 from bessemer.evaluation.extractors import Extractor, get_extractor
+from bessemer.evaluation.failures import not_finite
 from bessemer.evaluation.images import RealImages, field_images
 from bessemer.evaluation.inputs import Inputs, inputs_for
 from bessemer.evaluation.metrics import Gaussian
-from bessemer.evaluation.names import CLIP_KINDS, HELD_OUT_KINDS, KINDS, Metric, MetricKind, parse_metric
+from bessemer.evaluation.names import CLIP_KINDS, HELD_OUT_KINDS, KINDS, TARGETS, Metric, MetricKind, parse_metric
 from bessemer.evaluation.paths import check_walkable, evaluate_paths
 from bessemer.evaluation.records import EvaluationRecord, weights_name
 from bessemer.evaluation.reference import Reference, joined, reference_features, reference_hash
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, allocate_labels, draw_chunk, prepare, sampling_mode, to_uint8
+from bessemer.evaluation.targets import check_targets, mean_nearness, nearness
 from bessemer.evaluation.team import ALONE, Features, Group, Moments, Progress, Team
 from bessemer.systems.contract import System
 
 __all__ = ["Balance", "EvaluationRecord", "SampledWeights", "compare_images", "evaluate_system", "sampled_counts"]
 
 Balance = Literal["data", "uniform"]
+
+_REMEDY = (
+    "Latents nearer to the mean help (evaluation.truncation, such as 0.7), and with a flow couplings of bounded scale "
+    "(glow's least_scale)."
+)
 
 
 class SampledWeights(Protocol):
@@ -80,7 +88,8 @@ def evaluate_system(
             stay so; the mode of its modules is restored.
         info: classes and origin of the weights.
         dataset: the real images.
-        metrics: names, see :data:`bessemer.evaluation.names.METRICS`; the records come in this order.
+        metrics: names, see :data:`bessemer.evaluation.names.METRICS`, and those of translated pairs in
+            :data:`bessemer.evaluation.names.TARGETS`; the records come in this order.
         samples: images to generate; of a translation, at most as many as there are inputs.
         real: real images to compare with; as many as `samples` if not given, and all of them for `memorised`. Where
             there are fewer, all.
@@ -99,15 +108,18 @@ def evaluate_system(
         One record per metric on the first worker, nothing on the others.
 
     Raises:
-        EvaluationError: unknown metric, missing extractor, images that are not finite, too few images, or a path length
-            of a system without latents.
+        EvaluationError: unknown metric, missing extractor, images that are not finite, too few images, or a metric
+            that the system cannot have: a path length without latents, pairs without targets.
         DataError: a real image cannot be read.
     """
     started = time.perf_counter()
     _check_counts(samples, len(dataset))
-    walked, compared = ([name for name in metrics if parse_metric(name).is_path is paths] for paths in (True, False))
+    paired, others = ([name for name in metrics if (name in TARGETS) is near] for near in (True, False))
+    walked, compared = ([name for name in others if parse_metric(name).is_path is paths] for paths in (True, False))
     for name in walked:  # before the long work of the other metrics
         check_walkable(system, name)
+    for name in paired:
+        check_targets(system, name)
     plan = _plan(compared, device, samples, real)
     if not metrics:
         return []
@@ -130,16 +142,18 @@ def evaluate_system(
     if walked:  # first: paths are walked without truncation, and standing statistics stay those of the samples
         prepare(system, counts, seed=seed, truncation=None, device=device)
         records += evaluate_paths(system, walked, labels, seed=seed, device=device, team=team, facts=facts)
-    if compared:
+    if compared or paired:
         sides = {name: _Side.begin(plan, name, samples, references, device) for name in plan.extractors}
         prepare(system, counts, seed=seed, truncation=truncation, device=device)
-        _generate(system, labels, inputs, sides.values(), (seed, truncation), device, team)
+        near = _generate(system, labels, inputs, paired, sides.values(), (seed, truncation), device, team)
         for side in sides.values():
             side.finish(samples, team)
         if group.rank == 0:
             ids, classes = np.arange(samples), tuple(info.class_names)
             found = {name: side.result(ids, labels, classes) for name, side in sides.items()}
             records += _records(plan, found, references, facts, device, started)
+            if inputs is not None:
+                records += _records_of_pairs(paired, near, inputs, facts, started)
     return sorted(records, key=lambda record: list(metrics).index(record.metric))
 
 
@@ -318,27 +332,59 @@ def _generate(
     system: System,
     labels: Any,
     inputs: Inputs | None,
+    paired: Sequence[str],
     sides: Iterable[_Side],
     protocol: tuple[int, float | None],
     device: torch.device | str,
     team: Team,
-) -> None:
-    """Draw this worker's images, and hand their features to `sides`."""
-    (seed, truncation), samples, bad = protocol, len(labels), 0
+) -> NDArray[np.float64]:
+    """Draw this worker's images, each once, and hand their features to `sides`.
+
+    Returns:
+        [all samples, paired] how near they come to the targets of their inputs.
+    """
+    (seed, truncation), samples = protocol, len(labels)
+    bad, near = list[int](), [np.empty((0, len(paired)))]
     with sampling_mode(system):
         for batch in team.counted_batches("generated images", samples):
             chunks = range(batch.start // SAMPLE_CHUNK, -(-batch.stop // SAMPLE_CHUNK))
             draw = partial(draw_chunk, system, labels, seed=seed, truncation=truncation, device=device, inputs=inputs)
             images = torch.cat([draw(chunk) for chunk in chunks])
-            bad += int((~images.isfinite()).flatten(1).any(1).sum())
+            bad += [batch[i] for i in torch.nonzero(~images.isfinite().flatten(1).all(1)).flatten().tolist()]
             pixels = to_uint8(images.nan_to_num())
+            if paired and inputs is not None:
+                near.append(nearness(paired, pixels, inputs, slice(batch.start, batch.stop)))
             for side in sides:
                 side.add(team.features(side.extractor, pixels))
-    if bad := sum(team.group.gather(bad)):  # every worker raises, so none waits for another
-        raise EvaluationError(
-            f"generated images: {bad} of {samples} hold NaN or infinity; the run has diverged. "
-            "Resume from an earlier checkpoint with a lower learning rate."
+    if every := [number for part in team.group.gather(bad) for number in part]:  # every worker raises: none waits
+        raise not_finite(system, "generated images", every, samples, _REMEDY)
+    return team.join(samples, team.group.gather(np.concatenate(near)))
+
+
+def _records_of_pairs(
+    metrics: Sequence[str], near: NDArray[np.float64], inputs: Inputs, facts: Mapping[str, Any], started: float
+) -> list[EvaluationRecord]:
+    records = []
+    for metric, values in zip(metrics, near.T, strict=True):
+        value, error = mean_nearness(values)
+        records.append(
+            EvaluationRecord(
+                metric=metric,
+                value=value,
+                standard_error=error,
+                higher_is_better=TARGETS[metric].higher_is_better,
+                estimator=TARGETS[metric].estimator,
+                reference_samples=len(inputs),
+                reference_hash=inputs.hash,
+                extractor="",
+                extractor_sha256="",
+                preprocessing="",
+                details={},
+                seconds=time.perf_counter() - started,
+                **facts,
+            )
         )
+    return records
 
 
 def _records(

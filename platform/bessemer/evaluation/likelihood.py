@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from bessemer.data.reading.batches import as_numbers
 from bessemer.errors import EvaluationError
+from bessemer.evaluation.failures import not_finite
 from bessemer.evaluation.records import weights_name
 from bessemer.evaluation.reference import reference_ids
 from bessemer.evaluation.sampling import sampling_mode
@@ -30,6 +31,8 @@ from bessemer.systems.likelihood import LikelihoodSystem
 from bessemer.training.rng import generator
 
 __all__ = ["LikelihoodRecord", "evaluate_likelihood"]
+
+_REMEDY = "Look at these samples of the data set: are they like those that are trained on?"
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,8 @@ def evaluate_likelihood(
 
     with torch.no_grad(), sampling_mode(system):
         values = in_chunks(len(ids), nats, group, partial(progress or (lambda *_: None), "likelihoods"))
-    if bad := int((~np.isfinite(values)).sum()):  # every worker raises, so none waits for another
-        raise EvaluationError(
-            f"likelihoods: {bad} of {len(values)} are not finite; the run has diverged. "
-            "Resume from an earlier checkpoint with a lower learning rate."
-        )
+    if bad := np.flatnonzero(~np.isfinite(values)).tolist():  # every worker raises, so none waits for another
+        raise not_finite(system, "likelihoods", [int(ids[i]) for i in bad], len(values), _REMEDY)
     if group.rank > 0:
         return []
     bits = -values / (math.log(2) * math.prod(system.sample_shape))

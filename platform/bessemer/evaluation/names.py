@@ -262,6 +262,11 @@ class SplitMetrics(NamedTuple):
     targets: list[str]
     """Keys of :data:`TARGETS`."""
 
+    @property
+    def drawn(self) -> list[str]:
+        """Those that are about samples of the system."""
+        return [*self.compared, *self.targets]
+
 
 def split_metrics(names: Iterable[str]) -> SplitMetrics:
     """`names` sorted out."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.extractors import Extractor, get_extractor
+from bessemer.evaluation.failures import not_finite
 from bessemer.evaluation.lpips import Lpips
 from bessemer.evaluation.metrics import Estimate
 from bessemer.evaluation.names import KINDS, Metric, parse_metric
@@ -36,6 +37,7 @@ __all__ = ["EPSILON", "check_walkable", "evaluate_paths", "mean_length", "shrink
 EPSILON: Final = 1e-4
 _EDGE: Final = 256
 _PERCENT: Final = (1.0, 99.0)
+_REMEDY: Final = "Leave this metric out, or bound what the system computes from latents far from the mean."
 
 
 def check_walkable(system: System, metric: str) -> None:
@@ -95,11 +97,8 @@ def evaluate_paths(
     records = []
     for name, walk in wanted.items():
         lengths = team.join(len(labels), team.group.gather(np.concatenate(own[name])))[:, 0]
-        if bad := int((~np.isfinite(lengths)).sum()):  # every worker raises, so none waits for another
-            raise EvaluationError(
-                f"metric {name}: {bad} of {len(labels)} steps along paths are not finite; the run has diverged. "
-                "Resume from an earlier checkpoint with a lower learning rate."
-            )
+        if bad := np.flatnonzero(~np.isfinite(lengths)).tolist():  # every worker raises, so none waits for another
+            raise not_finite(system, f"metric {name}: steps along paths", bad, len(labels), _REMEDY)
         found = mean_length(lengths)
         records.append(
             EvaluationRecord(

@@ -19,9 +19,9 @@ class EvaluationRecord:
     """One metric of one set of weights. Two values may be compared when all but the value's own fields agree."""
 
     metric: str
-    """Name as in :data:`bessemer.evaluation.names.METRICS`."""
+    """Name as in :data:`bessemer.evaluation.names.METRICS` or :data:`bessemer.evaluation.names.TARGETS`."""
     value: float
-    """The metric."""
+    """The metric; of `psnr`, the mean over the pairs that differ at all."""
     standard_error: float | None
     """Standard error of `value`; ``None`` where the metric has none."""
     higher_is_better: bool
@@ -31,11 +31,11 @@ class EvaluationRecord:
     samples: int
     """Generated images."""
     reference_samples: int
-    """Real images."""
+    """Real images, or pairs; 0 where a system's samples are compared with each other."""
     reference_hash: str
-    """Names the reference features: data set, choice of images, extractor, preprocessing."""
+    """Names the reference features: data set, choice of images, extractor, preprocessing; or the pairs."""
     extractor: str
-    """Feature extractor."""
+    """Feature extractor; empty where pairs are compared pixel by pixel."""
     extractor_sha256: str
     """Hash of the extractor's weights file; empty where it has no weights."""
     preprocessing: str

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.opening import open_job_data
-from bessemer.errors import BessemerError, SpecError
+from bessemer.errors import BessemerError, EvaluationError, SpecError
 from bessemer.evaluation.evaluate import evaluate_system
+from bessemer.evaluation.failures import noted
 from bessemer.evaluation.grid import sample_grid, save_png, translation_sheet
 from bessemer.evaluation.likelihood import LikelihoodRecord, evaluate_likelihood
 from bessemer.evaluation.names import split_metrics
@@ -25,7 +26,6 @@ from bessemer.evaluation.pairs import draw_one, pair_figure
 from bessemer.evaluation.records import EvaluationRecord
 from bessemer.evaluation.sampling import recompute_batch_norm
 from bessemer.evaluation.sheets import Drawn, sheets_of
-from bessemer.evaluation.targets import TargetRecord, evaluate_targets
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.orchestration.verdict import Verdict, verdict_on
 from bessemer.spec.job import JobSpec
@@ -87,45 +87,41 @@ class Judge:
 
         Returns:
             On the first worker, whether the results were wanted.
+
+        Raises:
+            EvaluationError: on the first worker: some of the metrics could not be computed. The others are written.
         """
-        spec, seed = self._job.evaluation, self._job.seed
-        compared, likelihoods, targets = split_metrics(spec.metrics)
+        spec, seed, device = self._job.evaluation, self._job.seed, self._workers.device
+        metrics = split_metrics(spec.metrics)
+        records: list[LikelihoodRecord | EvaluationRecord] = []
+        failures: list[str] = []
         with held_out_images(self._job, self._dataset) as held_out:
-            alone: list[LikelihoodRecord | TargetRecord] = []
-            alone += evaluate_likelihood(  # first: sampling renews BatchNorm statistics
-                system,
-                info,
-                held_out,
-                likelihoods,
-                samples=spec.samples,
-                importance_samples=spec.importance_samples,
-                seed=seed,
-                device=self._workers.device,
-                group=self._workers,
-            )
-            alone += evaluate_targets(
-                system,
-                info,
-                held_out,
-                targets,
-                samples=spec.samples,
-                seed=seed,
-                device=self._workers.device,
-                group=self._workers,
-            )
-            records = evaluate_system(
-                system,
-                info,
-                self._dataset,
-                compared,
-                samples=spec.samples,
-                held_out=held_out,
-                batch_size=spec.batch_size,
-                seed=seed,
-                truncation=spec.truncation,
-                device=self._workers.device,
-                group=self._workers,
-            )
+            with noted(failures):  # first: sampling renews BatchNorm statistics
+                records += evaluate_likelihood(
+                    system,
+                    info,
+                    held_out,
+                    metrics.likelihoods,
+                    samples=spec.samples,
+                    importance_samples=spec.importance_samples,
+                    seed=seed,
+                    device=device,
+                    group=self._workers,
+                )
+            with noted(failures):
+                records += evaluate_system(
+                    system,
+                    info,
+                    self._dataset,
+                    metrics.drawn,
+                    samples=spec.samples,
+                    held_out=held_out,
+                    batch_size=spec.batch_size,
+                    seed=seed,
+                    truncation=spec.truncation,
+                    device=device,
+                    group=self._workers,
+                )
             if not self._workers.is_first:
                 return False
             grid = (
@@ -135,15 +131,17 @@ class Judge:
             )
         if not wanted():
             return False
-        for fields in [r.as_dict() for r in (*alone, *records)]:
+        for fields in [r.as_dict() for r in records]:
             self._write("evaluation", info.nimg, **fields)
         name = f"samples/{kimg_name(info.nimg)}.png"
         grid.save(self._run.path / name)
         self._write("samples", info.nimg, path=name)
         try:
-            self._leave_sheets(system, info, records)
+            self._leave_sheets(system, info, [r for r in records if isinstance(r, EvaluationRecord)])
         except (BessemerError, OSError, RuntimeError):  # pictures for people: the evaluation stands without them
             _log.exception("sheets could not be drawn")
+        if failures:
+            raise EvaluationError("\n".join(failures))
         return True
 
     def _leave_sheets(self, system: System, info: SnapshotInfo, records: Sequence[EvaluationRecord]) -> None:

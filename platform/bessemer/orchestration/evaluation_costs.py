@@ -21,7 +21,8 @@ from bessemer.evaluation.inputs import blank_inputs
 from bessemer.evaluation.names import parse_metric, split_metrics
 from bessemer.evaluation.sampling import SAMPLE_CHUNK
 from bessemer.spec.job import EvaluationSpec
-from bessemer.systems.contract import System
+from bessemer.systems.contract import Batch, System
+from bessemer.systems.likelihood import LikelihoodSystem
 from bessemer.training.costs import LiveBytes
 from bessemer.training.rng import generator
 
@@ -68,8 +69,10 @@ def evaluation_cost(spec: EvaluationSpec, build: Callable[[], System], *, host: 
         2 * images,
     ]
     weights, uncounted = 0, list[str]()
-    compared = split_metrics(spec.metrics).compared
-    wanted = [parse_metric(metric) for metric in compared]
+    metrics = split_metrics(spec.metrics)
+    if metrics.likelihoods:
+        moments.append(_weighing(build, spec.importance_samples))
+    wanted = [parse_metric(metric) for metric in metrics.compared]
     if any(metric.is_path for metric in wanted):  # both ends of a step are drawn at once
         moments.append(_drawing(build, 2 * SAMPLE_CHUNK))
     for name in dict.fromkeys(metric.extractor for metric in wanted):
@@ -102,6 +105,25 @@ def _drawing(build: Callable[[], System], count: int) -> int:
             with suppress(_Enough), _Limit():
                 system.sample_for(blank_inputs(system, labels), generator("cpu", 0, "sample"))
     return int(live.peak)
+
+
+def _weighing(build: Callable[[], System], importance_samples: int) -> int:
+    """Most bytes at once beyond weights while the likelihood of a chunk of samples is taken."""
+    with FakeTensorMode(), torch.no_grad():
+        system = build()
+        assert isinstance(system, LikelihoodSystem)
+        networks = [system.networks()[name] for name in system.sampled_networks]
+        nn.ModuleList(networks).eval()
+        labels = torch.zeros(SAMPLE_CHUNK, dtype=torch.int64)
+        fields = {name: torch.zeros(SAMPLE_CHUNK, *shape) for name, shape in system.batch_shapes.items()}
+        with (
+            LiveBytes([t for n in networks for t in (*n.parameters(), *n.buffers())]) as live,
+            suppress(_Enough),
+            _Limit(),
+        ):
+            batch = Batch(None, labels, **fields)
+            system.log_likelihood(batch, generator("cpu", 0, "likelihood"), importance_samples)
+    return int(live.peak) + sum(t.nbytes for t in fields.values())
 
 
 class _Enough(Exception):  # noqa: N818  # nothing is wrong

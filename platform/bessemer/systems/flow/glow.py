@@ -44,6 +44,10 @@ class GlowConfig(SystemConfig):
     """Channels of the hidden layers in couplings."""
     affine: bool = True
     """Affine couplings; additive ones if not."""
+    least_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Lower bound of the scales of affine couplings. The paper has none, so inverses have no bound: where h is far
+    below zero, drawing divides by almost nothing, and the next coupling sees the result. Above 0 an inverse enlarges
+    by 1/least_scale at most; the stable variant of Behrmann et al. 2021 (arXiv:2006.09347) has 0.5."""
     bits: Annotated[int, Field(ge=1, le=8)] = 8
     """Highest bits of each pixel that are modelled; the rest is cut off."""
     lr: Positive = 1e-3
@@ -64,6 +68,11 @@ def squeeze(x: Tensor) -> Tensor:
 def unsqueeze(x: Tensor) -> Tensor:
     """The inverse of :func:`squeeze`."""
     return F.pixel_shuffle(x, 2)
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """One sum for each of [N, ...], in float32 at least."""
+    return torch.zeros(x.shape[0], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 class InvertibleConv(nn.Module):
@@ -124,15 +133,18 @@ class ZeroConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.conv2d(F.pad(x, (1, 1, 1, 1), value=1.0), self.conv.weight, self.conv.bias)
-        return y.float() * (3 * self.scale).exp()
+        return y.to(torch.promote_types(y.dtype, torch.float32)) * (3 * self.scale).exp()
 
 
 class Coupling(nn.Module):
-    """Half of the channels move the other half (table 1): x_b -> (x_b + t)·s with s = σ(h + 2), or x_b + t."""
+    """Half of the channels move the other half (table 1): x_b -> (x_b + t)·s, or x_b + t.
 
-    def __init__(self, channels: int, width: int, *, affine: bool) -> None:
+    s = m + (1 - m)·σ(h + 2), where m is the least scale; 0 in the paper.
+    """
+
+    def __init__(self, channels: int, width: int, *, affine: bool, least_scale: float = 0.0) -> None:
         super().__init__()
-        self.affine = affine
+        self.affine, self.least_scale = affine, least_scale
         self.conv1, self.conv2 = Conv2d(channels // 2, width), Conv2d(width, width, 1)
         self.conv3 = ZeroConv(width, channels if affine else channels // 2)
 
@@ -150,7 +162,9 @@ class Coupling(nn.Module):
         if not self.affine:
             return h, torch.zeros_like(h)
         shift, raw = h.chunk(2, 1)
-        return shift, F.logsigmoid(raw + 2)
+        if self.least_scale == 0:
+            return shift, F.logsigmoid(raw + 2)
+        return shift, torch.log(self.least_scale + (1 - self.least_scale) * torch.sigmoid(raw + 2))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, C, H, W] -> the same shape, and the log-determinants [N]."""
@@ -173,8 +187,8 @@ class Level(nn.Module):
         self.last = last
         self.steps = nn.ModuleList()
         for _ in range(c.steps):
-            parts = [ActNorm(channels), InvertibleConv(channels), Coupling(channels, c.width, affine=c.affine)]
-            self.steps.extend(parts)
+            coupling = Coupling(channels, c.width, affine=c.affine, least_scale=c.least_scale)
+            self.steps.extend([ActNorm(channels), InvertibleConv(channels), coupling])
         # The prior of the half that leaves depends on the half that stays; the last one's, on nothing but the border.
         self.prior = ZeroConv(channels, 2 * channels) if last else ZeroConv(channels // 2, channels)
 
@@ -184,7 +198,7 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """X -> what stays (the same as what leaves, at the last level), what leaves as N(0, 1), log p + log|det|."""
-        h, log_det = squeeze(x), torch.zeros(x.shape[0], device=x.device)
+        h, log_det = squeeze(x), _zeros(x)
         for part in self.steps:
             h, more = part(h)
             log_det = log_det + more
@@ -212,7 +226,7 @@ class GlowNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """The noise, from the first level to the last, and log p(x), [N] in nats."""
-        noise, log_p = [], torch.zeros(x.shape[0], device=x.device)
+        noise, log_p = [], _zeros(x)
         for level in self.levels:
             x, z, more = level(x)
             noise.append(z)
