@@ -53,7 +53,8 @@ def test_truncation_changes_rows_by_their_latents_alone() -> None:
     system = drawn("biggan", "tiny32", classes=3)
     sheet = truncations_sheet(system, [1, 1, 1], seed=2)
     assert sheet is not None
-    rows = cells(sheet, 32)
+    assert sheet.note == "Rows: 0.5, 1, none; equal latents."
+    rows = cells(sheet.pixels, 32)
     assert rows.shape[:2] == (3, 8)
     assert all(not np.array_equal(rows[0], rows[index]) for index in (1, 2))
     # The last row is what the run draws without truncation.
@@ -63,10 +64,20 @@ def test_truncation_changes_rows_by_their_latents_alone() -> None:
     assert np.array_equal(rows[2], plain.permute(0, 2, 3, 1).numpy())
 
 
+def test_rows_that_truncation_leaves_alone_are_left_out() -> None:
+    sheet = truncations_sheet(drawn("stylegan2", "tiny32"), [1])
+    assert sheet is not None
+    assert sheet.note == "Rows: 0.5, none; equal latents."
+    assert sheet.pixels.shape == (2 * 32, 8 * 32, 3)
+    assert truncations_sheet(drawn("bigan", next(iter(get("bigan").presets))), [1]) is None
+
+
 @pytest.mark.parametrize(("classes", "rows"), [(3, 3), (40, 32)])
 def test_one_latent_in_all_classes(classes: int, rows: int) -> None:
     system = drawn("biggan", "tiny32", classes=classes)
-    sheet = cells(class_sheet(system, [1] * classes), 32)
+    drawn_classes = class_sheet(system, [1] * classes)
+    assert drawn_classes is not None
+    sheet = cells(drawn_classes, 32)
     assert sheet.shape[:2] == (rows, 8)
     assert not np.array_equal(sheet[0], sheet[1])
 
@@ -78,6 +89,7 @@ def test_which_systems_have_which_sheets() -> None:
     many = drawn("biggan", "tiny32", classes=10)
     assert names(many, 10, 4) == ["truncation", "interpolation", "classes"]
     assert names(many, 10, 16) == ["truncation", "interpolation"]  # the grid shows all classes
+    assert names(drawn("stylegan2", "tiny32"), 10, 4) == ["truncation", "interpolation"]  # knows no classes
     assert names(drawn("pixelcnnpp", next(iter(get("pixelcnnpp").presets))), 1, 4) == []  # drawn pixel by pixel
 
 

@@ -43,3 +43,14 @@ def test_only_the_generator_counts() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, normal_latents((7,), _g(3), 0.5))
     assert not torch.equal(first, normal_latents((7,), _g(4), 0.5))
+
+
+def test_equal_draws_keep_their_order_and_meet_without_truncation() -> None:
+    """One latent, more and more truncated: what a sheet of truncations shows in a column."""
+    z, milder, harder = (normal_latents((10_000,), _g(), t) for t in (None, 1.0, 0.5))
+    order = z.argsort()
+    assert (milder[order].diff() >= 0).all()
+    assert (harder[order].diff() >= 0).all()
+    assert (harder.abs() <= milder.abs()).all()
+    assert (milder.abs() <= z.abs()).all()
+    assert torch.allclose(normal_latents((10_000,), _g(), 20.0), z, rtol=1e-4)

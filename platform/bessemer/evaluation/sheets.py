@@ -5,6 +5,7 @@ They are for systems whose images are functions of latents: one pass draws an im
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -48,25 +49,30 @@ def sheets_of(system: System, class_counts: Sequence[int], rows: int, seed: int 
         return
     cut = truncations_sheet(system, class_counts, seed)
     if cut is not None:
-        yield Drawn(
-            "truncation", "Truncation", f"Rows: {_TRUNCATIONS[0]:g}, {_TRUNCATIONS[1]:g}, none; equal latents.", cut
-        )
+        yield cut
     else:
         prepare(system, class_counts, seed=seed, truncation=None, device=device_of(system))
     path = interpolation_sheet(system, class_counts, seed)
     yield Drawn("interpolation", "Interpolation", "From left to right along great circles between two latents.", path)
-    if len(class_counts) > rows:
-        every = class_sheet(system, class_counts, seed)
+    every = class_sheet(system, class_counts, seed) if len(class_counts) > rows else None
+    if every is not None:
         note = f"One class per row{'' if len(class_counts) <= _MOST_CLASSES else ', an even choice'}; equal latents."
         yield Drawn("classes", "Classes", note, every)
 
 
-def truncations_sheet(system: System, class_counts: Sequence[int], seed: int = 0) -> NDArray[np.uint8] | None:
-    """The same latents truncated to 0.5, to 1 and not at all, [3 * H, 8 * W, C]; None where that changes nothing."""
+def truncations_sheet(system: System, class_counts: Sequence[int], seed: int = 0) -> Drawn | None:
+    """The same latents truncated to 0.5, to 1 and not at all, [3 * H, 8 * W, C]; None where that changes nothing.
+
+    Of rows that are equal one is left: ψ = 1 of StyleGAN2 is no truncation.
+    """
     drawn = draw_truncated(system, class_counts, row_labels(len(class_counts), _COLUMNS), _TRUNCATIONS, seed)
-    if torch.equal(drawn[0], drawn[-1]):
+    rows = list(zip(_TRUNCATIONS, drawn, strict=True))
+    kept = [one for one, after in itertools.pairwise(rows) if not torch.equal(one[1], after[1])] + rows[-1:]
+    if len(kept) == 1:
         return None
-    return _laid_out(torch.cat(drawn), _COLUMNS)
+    said = ", ".join("none" if truncation is None else f"{truncation:g}" for truncation, _ in kept)
+    pixels = _laid_out(torch.cat([images for _, images in kept]), _COLUMNS)
+    return Drawn("truncation", "Truncation", f"Rows: {said}; equal latents.", pixels)
 
 
 def interpolation_sheet(system: System, class_counts: Sequence[int], seed: int = 0) -> NDArray[np.uint8]:
@@ -92,8 +98,10 @@ def interpolation_sheet(system: System, class_counts: Sequence[int], seed: int =
         return _laid_out(system.generate(latents, own), _COLUMNS)
 
 
-def class_sheet(system: System, class_counts: Sequence[int], seed: int = 0) -> NDArray[np.uint8]:
+def class_sheet(system: System, class_counts: Sequence[int], seed: int = 0) -> NDArray[np.uint8] | None:
     """The same eight latents in every class, or in an even choice of 32: [classes * H, 8 * W, C].
+
+    None where the classes of the data are nothing to the system, as to an unconditional StyleGAN2.
 
     Args:
         system: prepared for sampling.
@@ -105,6 +113,8 @@ def class_sheet(system: System, class_counts: Sequence[int], seed: int = 0) -> N
         for own in row_labels(len(class_counts), min(len(class_counts), _MOST_CLASSES)):
             labels = torch.full((_COLUMNS,), int(own), dtype=torch.int64, device=device)
             drawn.append(system.sample(labels, generator(device, seed, "classes")))
+            if len(drawn) == 2 and torch.equal(*drawn):
+                return None
     return _laid_out(torch.cat(drawn), _COLUMNS)
 
 

@@ -17,13 +17,13 @@ def normal_latents(shape: tuple[int, ...], generator: Generator, truncation: flo
         shape: of the result.
         generator: source of randomness.
         truncation: t > 0: entries with |z| > t are redrawn until they fall inside (BigGAN, section 3.1). Computed by
-            inverting the distribution function, which gives the same distribution in one pass for any t.
+            the distribution function and the inverse of the truncated one, which gives the same distribution in one
+            pass for any t, and keeps the order: one state of the generator is one latent, more or less truncated.
     """
-    device = generator.device
+    z = torch.randn(shape, generator=generator, device=generator.device)
     if truncation is None:
-        return torch.randn(shape, generator=generator, device=device)
+        return z
     # In double precision: 1 - erf(t/√2) must not round to 0, or its inverse would be infinite. Beyond t = 8 it does.
     bound = math.erf(min(truncation, 8.0) / math.sqrt(2))
-    uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
-    z = math.sqrt(2) * torch.erfinv((2 * uniform - 1) * bound)
-    return z.clamp(-truncation, truncation).float()
+    inside = math.sqrt(2) * torch.erfinv(torch.erf(z.double() / math.sqrt(2)) * bound)
+    return inside.clamp(-truncation, truncation).float()
