@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bessemer.systems.contract import Clock, SystemConfig
+from bessemer.systems.contract import Batch, Clock, SystemConfig
 from bessemer.systems.registry import build
-from bessemer.training.costs import FlopCount, LiveBytes, slice_costs
+from bessemer.training.costs import FlopCount, LiveBytes, _Work, slice_costs
 
 
 def test_memory_is_followed_from_birth_to_death() -> None:
@@ -90,3 +92,48 @@ def test_a_slice_costs_by_its_images_and_a_penalty_by_its_order() -> None:
     assert eight["r1"][1] > eight["discriminator"][1]
     assert costs(8, half=True)["r1"][1] < eight["r1"][1]
     assert costs(8, accumulated=True)["generator"][1] > eight["generator"][1]
+
+
+def test_what_a_device_does_besides_matrix_products() -> None:
+    x, dense, depthwise = torch.randn(2, 6, 8, 8), torch.randn(12, 6, 3, 3), torch.randn(6, 1, 5, 5)
+    dense.requires_grad_()
+    with _Work([x, dense, depthwise]) as work:
+        y = F.conv2d(x, dense, padding=1)
+        assert (work.kernels, work.moved, work.half) == (1, 0, 0)
+        y.view(2, -1).detach()
+        assert work.kernels == 1
+        z = F.relu(y)
+        assert (work.kernels, work.moved) == (2, 2 * y.nbytes)
+        F.conv2d(x, depthwise, padding=2, groups=6)
+        spread = 2 * y.nbytes + 2 * x.nbytes + depthwise.nbytes
+        assert (work.kernels, work.moved) == (3, spread)
+        before = work.total
+        half = F.conv2d(x.bfloat16(), dense.bfloat16(), padding=1)
+        assert work.half == work.total - before == 2 * 2 * 64 * dense.numel()
+        assert work.moved == spread + 1.5 * (x.nbytes + dense.nbytes)  # read in fp32, written in bf16
+        half.float().sum().backward()
+    assert work.half == 2 * (work.total - before) / 2 == 2 * 2 * 2 * 64 * dense.numel()  # no gradient of x
+    del z
+
+
+def test_operations_of_nvae_are_those_of_its_layers() -> None:
+    """Each weight meets each position once forwards and twice backwards, but no gradient of the images is asked for."""
+    fields = {"width": 4, "groups": (2, 1), "flows": 1, "latent_channels": 2, "spectral": 0.0, "standing_passes": 0}
+    system = build("nvae", "tiny32", fields)
+    system.init_weights(torch.Generator().manual_seed(0))
+    vae, n, products = system.networks()["vae"], 3, {}
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(layer: Any, args: Any, out: torch.Tensor) -> None:
+            positions = out.shape[2:].numel() if out.ndim == 4 else 1
+            products[name] = n * positions * layer.weight.numel()
+
+        return hook
+
+    for name, layer in vae.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(count(name))
+    system.updates(Clock(0, 0))[0].loss(Batch(torch.zeros(n, 3, 32, 32), torch.zeros(n)), torch.Generator())
+    assert len(products) > 50
+    (cost,) = slice_costs(lambda: build("nvae", "tiny32", fields), n, accumulated=False, half=False)
+    assert cost.flops == 2 * (3 * sum(products.values()) - products["stem"])

@@ -10,7 +10,9 @@ import pytest
 
 from bessemer.errors import MachineError, SpecError
 from bessemer.spec.job import JobSpec
+from bessemer.systems.contract import System
 from bessemer.systems.registry import build
+from bessemer.training.costs import slice_costs
 from bessemer.training.plan import PARTS, Plan, Target, check_fits, make_plan, target
 
 GIB = 1 << 30
@@ -138,6 +140,29 @@ def test_an_iteration_counts_repeats_intervals_and_all_slices() -> None:
     assert plan.img_per_s == pytest.approx(64 * 0.5 * 1e12 / plan.flops)
     assert plan.hours == pytest.approx(1e6 / plan.img_per_s / 3600)
     assert planned(job(resources={"workers": 4}), efficiency=0.5).img_per_s == pytest.approx(4 * plan.img_per_s)
+
+
+def test_time_goes_to_matrices_to_memory_or_to_launching() -> None:
+    """By the counts of a slice: 4 slices on 2 workers, R1 once in 16 iterations, D twice."""
+    spec = job(training={"precision": "bf16", "batch_size": 32}, resources={"workers": 2})
+
+    def make() -> System:
+        return build("biggan", "tiny32", spec.system.config)
+
+    costs = {c.update.name: c for c in slice_costs(make, 8, accumulated=True, half=True)}
+    steps = {"discriminator": 2, "r1": 1 / 16, "generator": 1}
+    assert all(0 < c.half <= c.flops and c.moved > c.peak and c.kernels > 100 for c in costs.values())
+    for launch, limit in ((0.0, "memory"), (1.0, "launching")):
+        on = Target("x", None, 1e12, host=False, full_peak=1e11, bandwidth=1e9, launch=launch)
+        plan = make_plan(spec, make, on, efficiency=0.5)
+        for update in plan.updates:
+            cost = costs[update.name]
+            seconds = cost.half / 5e11 + (cost.flops - cost.half) / 5e10 + cost.moved / 8e8
+            seconds = max(seconds, launch * cost.kernels)
+            assert update.seconds == pytest.approx(2 * steps[update.name] * seconds)
+            assert update.limit == limit
+        assert plan.img_per_s == pytest.approx(64 / sum(update.seconds for update in plan.updates))
+    assert {update.limit for update in planned(spec).updates} == {"matrices"}
 
 
 def test_decoded_images_are_the_hosts() -> None:

@@ -18,7 +18,7 @@ def plan(
     workers: Annotated[int | None, typer.Option(help="Workers; by default those of the job.")] = None,
     device: Annotated[str, typer.Option(help="Device of each worker: h200, h100, a100, v100 or cpu.")] = "cpu",
     efficiency: Annotated[
-        float, typer.Option(min=0.001, max=1.0, help="Share of the device's peak to assume for the speed.")
+        float, typer.Option(min=0.001, max=1.0, help="Share of the device's peak to assume for matrix products.")
     ] = 0.35,
     set_: Annotated[
         list[str] | None,
@@ -69,7 +69,17 @@ def _print(made: Plan) -> None:
         typer.echo(f"{human_bytes(made.memory)} are there; the worst moment is in {worst}")
     typer.echo()
     table(
-        ("UPDATE", "NETWORK", "STEPS PER ITERATION", "SECOND ORDER", "TFLOP", "SENT", "NEEDS"),
+        (
+            "UPDATE",
+            "NETWORK",
+            "STEPS PER ITERATION",
+            "SECOND ORDER",
+            "TFLOP",
+            "SECONDS",
+            "MOST OF THEM",
+            "SENT",
+            "NEEDS",
+        ),
         [
             (
                 u.name,
@@ -77,6 +87,8 @@ def _print(made: Plan) -> None:
                 float(u.steps),
                 "yes" if u.second_order else "no",
                 u.flops / 1e12,
+                u.seconds,
+                u.limit,
                 human_bytes(u.sent),
                 human_bytes(u.memory),
             )
@@ -85,6 +97,7 @@ def _print(made: Plan) -> None:
     )
     typer.echo(
         f"\nAn iteration of {made.images} images: {made.flops / 1e12:.4g} TFLOP, {human_bytes(made.sent)} sent by each "
-        f"worker.\nExpected: {made.img_per_s:.4g} img/s, {made.hours:.3g} hours to the end, at {made.efficiency:g} "
-        f"(assumed) of {made.workers} x {made.peak / 1e12:.3g} TFLOP/s, without evaluations and waiting for others."
+        f"worker.\nExpected: {made.img_per_s:.4g} img/s, {made.hours:.3g} hours to the end, matrix products at "
+        f"{made.efficiency:g} (assumed) of {made.workers} x {made.peak / 1e12:.3g} TFLOP/s, without evaluations and "
+        "waiting for others."
     )

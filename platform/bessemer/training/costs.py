@@ -93,6 +93,45 @@ class LiveBytes(FlopCount):  # type: ignore[no-untyped-call]  # torch's class ha
         self.live -= self._bytes.pop(storage)
 
 
+_FREE = ("detach", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+"""Operations that touch no value, besides views."""
+
+
+class _Work(LiveBytes):  # type: ignore[no-untyped-call]  # torch's class has no types
+    """Counts also what says how long a device takes: its kernels, and what they move where they multiply little."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__(known)
+        self.half = 0
+        self.moved = 0
+        self.kernels = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        before = self.total
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.namespace != "aten" or func.is_view or func.overloadpacket.__name__ in _FREE:
+            return out
+        self.kernels += 1
+        flops = self.total - before
+        tensors = {id(t): t for t in tree_iter((args, kwargs, out)) if isinstance(t, Tensor)}
+        if not flops or _is_depthwise(func, args):
+            self.moved += sum(t.nbytes for t in tensors.values())
+        elif all(t.dtype in (torch.float16, torch.bfloat16) for t in tensors.values()):
+            self.half += flops
+        return out
+
+
+def _is_depthwise(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether each channel has a kernel of its own: a few products for each value, and not on matrix units."""
+    backward = func.overloadpacket is torch.ops.aten.convolution_backward
+    if not backward and func.overloadpacket is not torch.ops.aten.convolution:
+        return False
+    weight, groups = (args[2], args[9]) if backward else (args[1], args[8])
+    return bool(groups > 1 and weight.shape[1] == 1)
+
+
 @dataclass(frozen=True)
 class SliceCost:
     """What one slice of an update costs the worker that owns it."""
@@ -100,6 +139,12 @@ class SliceCost:
     update: Update
     flops: int
     """Of the forward and the backward pass; see :class:`FlopCount`."""
+    half: int
+    """Of these, those of dense convolutions and matrix products in half precision."""
+    moved: int
+    """Bytes that all other operations read and write: normalisation, activations, depthwise convolutions, sums."""
+    kernels: int
+    """Operations of any kind, each of which PyTorch hands to the device by itself."""
     peak: int
     """Most bytes at once beyond weights and buffers: activations, gradients of the weights and of the activations."""
     gradients: int
@@ -169,7 +214,7 @@ def _cost(
             p.grad = torch.empty_like(p)
     held = [p.grad for p in trained if p.grad is not None]
     state = [t for network in networks.values() for t in (*network.parameters(), *network.buffers())]
-    with LiveBytes([*state, *held]) as count, _counted_calls(networks) as calls:
+    with _Work([*state, *held]) as count, _counted_calls(networks) as calls:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             value = update.loss(batch, generator("cpu", 0, update.name)).value
         forward = count.peak
@@ -178,4 +223,14 @@ def _cost(
     for p in trained:
         p.grad = None
     before = sum(g.nbytes for g in held)
-    return SliceCost(update, count.total, count.peak + before, gradients, forward + before, calls)
+    return SliceCost(
+        update=update,
+        flops=count.total,
+        half=count.half,
+        moved=count.moved,
+        kernels=count.kernels,
+        peak=count.peak + before,
+        gradients=gradients,
+        forward=forward + before,
+        calls=calls,
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["DEVICES", "Device", "find_device", "matmul_peak", "peak_flops"]
+__all__ = ["DEVICES", "Device", "copy_speed", "find_device", "matmul_peak", "peak_flops"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Device:
     peaks: Mapping[str, float]
     """Precision of a job -> FLOP/s with dense matrices. `fp32` means TF32 where there is TF32, which is what PyTorch
     lets cuDNN use for fp32 convolutions. A precision that is missing has no hardware."""
+    bandwidth: float
+    """Bytes/s of its memory."""
     pattern: str
     """Regular expression for PyTorch's name of the device."""
 
@@ -31,10 +33,12 @@ _HOPPER = {"fp32": 494.7e12, "bf16": 989.4e12, "fp16": 989.4e12}
 
 # Data sheets of NVIDIA, SXM versions, without sparsity; a multiply-add is two operations.
 DEVICES: Mapping[str, Device] = {
-    "h200": Device("NVIDIA H200", 139 * _GIB, _HOPPER, r"\bH200$"),
-    "h100": Device("NVIDIA H100 80GB", 78 * _GIB, _HOPPER, r"\bH100 80GB HBM3\b"),
-    "a100": Device("NVIDIA A100 80GB", 78 * _GIB, {"fp32": 156e12, "bf16": 312e12, "fp16": 312e12}, r"\bA100-"),
-    "v100": Device("NVIDIA V100 32GB", 31 * _GIB, {"fp32": 15.7e12, "fp16": 125e12}, r"\bV100-SXM"),
+    "h200": Device("NVIDIA H200", 139 * _GIB, _HOPPER, 4.8e12, r"\bH200$"),
+    "h100": Device("NVIDIA H100 80GB", 78 * _GIB, _HOPPER, 3.35e12, r"\bH100 80GB HBM3\b"),
+    "a100": Device(
+        "NVIDIA A100 80GB", 78 * _GIB, {"fp32": 156e12, "bf16": 312e12, "fp16": 312e12}, 2.04e12, r"\bA100-"
+    ),
+    "v100": Device("NVIDIA V100 32GB", 31 * _GIB, {"fp32": 15.7e12, "fp16": 125e12}, 0.9e12, r"\bV100-SXM"),
 }
 """Key of ``bessemer plan --device`` -> device."""
 
@@ -74,3 +78,15 @@ def matmul_peak(dtype: torch.dtype, size: int = 768, repeats: int = 4) -> float:
         torch.mm(a, b, out=out)
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
+
+
+def copy_speed(size: int = 1 << 26, repeats: int = 4) -> float:
+    """Bytes/s that the CPU reads and writes in the fastest of a few copies beyond its caches; takes some 0.1 s."""
+    a = torch.ones(size, dtype=torch.uint8)
+    out = a.clone()
+    best = float("inf")
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        out.copy_(a)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size / best

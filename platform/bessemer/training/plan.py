@@ -6,6 +6,7 @@ top of it, and in the host's memory a copy of the state while a checkpoint is wr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,8 +18,8 @@ from bessemer.errors import MachineError, SpecError
 from bessemer.nn.update_state import UpdateStateLayer
 from bessemer.spec.job import JobSpec, OptimizerSpec
 from bessemer.systems.contract import OptimizerDefaults, System
-from bessemer.training.costs import slice_costs
-from bessemer.training.devices import DEVICES, matmul_peak
+from bessemer.training.costs import SliceCost, slice_costs
+from bessemer.training.devices import DEVICES, copy_speed, matmul_peak
 from bessemer.training.machine import available_memory
 from bessemer.training.optimizers import build_optimizer
 from bessemer.training.zero_costs import Sharding, network_sizes
@@ -36,6 +37,12 @@ CPU keeps; `reduction` holds what is exchanged, `gathered` the whole weights tha
 EVALUATION = "evaluation"
 """What :attr:`Plan.worst` says when no update needs the most."""
 
+_BANDWIDTH = 0.8
+"""Share of the memory's bandwidth that passes over tensors reach."""
+
+_LAUNCH = 1e-5
+"""Seconds that Python and PyTorch take to hand one operation to the device."""
+
 _PROCESS = 700 << 20
 """Bytes of a process that has loaded Python, torch and DeepSpeed and done nothing yet."""
 
@@ -48,9 +55,15 @@ class Target:
     memory: int | None
     """Bytes that a worker may take; None where we do not know."""
     peak: float
-    """FLOP/s at most."""
+    """FLOP/s at most, in the job's precision."""
     host: bool
     """Whether it is the CPU."""
+    full_peak: float | None = None
+    """FLOP/s of what stays in fp32; `peak` when unset."""
+    bandwidth: float = math.inf
+    """Bytes/s of its memory."""
+    launch: float = 0.0
+    """Seconds per operation before the device can begin with it."""
 
 
 def target(key: str, job: JobSpec) -> Target:
@@ -63,8 +76,9 @@ def target(key: str, job: JobSpec) -> Target:
     if key == "cpu":
         free = available_memory()
         share = None if free is None else max(0, free // job.resources.workers - _PROCESS)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return Target("the CPU", share, matmul_peak(dtype), True)
+        full = matmul_peak(torch.float32)
+        peak = matmul_peak(torch.bfloat16) if precision == "bf16" else full
+        return Target("the CPU", share, peak, True, full, copy_speed(), _LAUNCH)
     if key not in DEVICES:
         raise SpecError(f"--device: there is no device named {key!r}; known: {', '.join([*DEVICES, 'cpu'])}.")
     device = DEVICES[key]
@@ -73,7 +87,8 @@ def target(key: str, job: JobSpec) -> Target:
             f"training.precision: {precision} has no hardware on {device.name}; set it to fp32, or choose another "
             "--device."
         )
-    return Target(device.name, device.memory, device.peaks[precision], False)
+    peaks = device.peaks
+    return Target(device.name, device.memory, peaks[precision], False, peaks["fp32"], device.bandwidth, _LAUNCH)
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,10 @@ class UpdatePlan:
     second_order: bool
     flops: float
     """Operations per iteration, of all workers."""
+    seconds: float
+    """Of an iteration, on each worker."""
+    limit: str
+    """What most of them go to: `matrices`, `memory`, or `launching` the kernels."""
     memory: int
     """Bytes beyond what always lives, at the worst moment of this update."""
     sent: float
@@ -124,7 +143,7 @@ class Plan:
     peak: float
     """FLOP/s of one device at most."""
     efficiency: float
-    """Share of the peak that is assumed."""
+    """Share of the peak that is assumed for matrix work."""
     img_per_s: float
     hours: float
     """To training.total_kimg, without evaluations."""
@@ -146,11 +165,15 @@ def make_plan(
 ) -> Plan:
     """Plan a job.
 
+    The speed is that of a device that multiplies dense matrices at a share of its peak, reads and writes everything
+    else at a share of its memory's bandwidth (after Williams, Waterman and Patterson 2009, Roofline), and waits where
+    its kernels are launched more slowly than it runs them. What `training.compile` fuses is not taken into account.
+
     Args:
         job: its number of workers is planned for.
         build: makes the job's system; called where tensors have no values.
         on: the device of each worker.
-        efficiency: share of the device's peak to assume.
+        efficiency: share of the device's peak to assume for matrix work.
         decoded_bytes: of decoded images that each worker keeps in host memory.
         extractors: bytes of the feature extractors.
         evaluation: most bytes at once of drawing and judging, beyond weights.
@@ -192,10 +215,12 @@ def make_plan(
             steps=cost.update.repeats / cost.update.interval,
             second_order=cost.update.second_order,
             flops=job.slices * cost.flops * cost.update.repeats / cost.update.interval,
+            seconds=slices * sum(spent.values()) * cost.update.repeats / cost.update.interval,
+            limit=max(spent, key=lambda part: spent[part]),
             memory=sum(moment.values()),
             sent=sharding.sent(cost, pending) * cost.update.repeats / cost.update.interval,
         )
-        for cost, moment in zip(costs, moments, strict=True)
+        for cost, moment, spent in zip(costs, moments, (_spent(c, on, efficiency) for c in costs), strict=True)
     ]
     by_name = {update.name: moment for update, moment in zip(updates, moments, strict=True)}
     by_name[EVALUATION] = {**sharding.between_steps(), "gathered": 0, "activations": evaluation}
@@ -204,7 +229,7 @@ def make_plan(
     parts = {**always, **by_name[worst]}
     images = training.batch_size * max(cost.update.repeats for cost in costs)
     flops = sum(u.flops for u in updates)
-    img_per_s = images * workers * on.peak * efficiency / flops
+    img_per_s = images / sum(u.seconds for u in updates)
     return Plan(
         job=job.name,
         device=on.name,
@@ -226,6 +251,18 @@ def make_plan(
         img_per_s=img_per_s,
         hours=training.total_kimg * 1000 / img_per_s / 3600,
     )
+
+
+def _spent(cost: SliceCost, on: Target, efficiency: float) -> dict[str, float]:
+    """Seconds of one slice by what they go to."""
+    matrices = (cost.half / on.peak + (cost.flops - cost.half) / (on.full_peak or on.peak)) / efficiency
+    memory = cost.moved / (_BANDWIDTH * on.bandwidth)
+    # Launching runs beside the device's work: only what goes beyond it is waited for.
+    return {
+        "matrices": matrices,
+        "memory": memory,
+        "launching": max(0.0, cost.kernels * on.launch - matrices - memory),
+    }
 
 
 def _moments(network: str, base: OptimizerDefaults, own: OptimizerSpec) -> int:
