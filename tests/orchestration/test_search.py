@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tests.orchestration.processes import bessemer, torchrun, wait_for
 
 from bessemer.data.packing.pack import pack
+from bessemer.orchestration.search_promote import promoted_job
 from bessemer.spec.load import load_job
 from bessemer.spec.search_load import load_search
 from bessemer.spec.space import Space
@@ -127,11 +128,21 @@ def test_asha_survives_sigkill(root: Path) -> None:
     assert {trial.state for trial in table.trials.values()} == {"finished", "stopped"}
     finished = [trial for trial in table.trials.values() if trial.state == "finished"]
     assert table.best() in finished
-    # The stops at the rungs and the kill changed nothing: the same job in one go ends with the same weights.
     winner = table.best()
     assert winner is not None
-    run = directory / "trials" / winner.name
-    alone = torchrun(run / "job.yaml", root / "asha" / "alone", workers=1)
+    # The winner as a job: as long as the original one, unless somebody says otherwise.
+    text, _ = promoted_job(directory, None, ())
+    (root / "asha" / "whole.yaml").write_text(text)
+    whole = load_job(root / "asha" / "whole.yaml")
+    assert whole.training.optimizers["generator"].lr == winner.point["training.optimizers.generator.lr"]
+    assert (whole.training.total_kimg, whole.evaluation.untrained) == (100, True)
+    job, run = root / "asha" / "winner.yaml", directory / "trials" / winner.name
+    short = [f"--set={field}" for field in ("training.total_kimg=0.256", "evaluation.metrics=[]")]
+    promoted = bessemer("search", "promote", directory, "--out", job, *short)
+    output, _ = promoted.communicate(timeout=100)
+    assert promoted.returncode == 0, output
+    # It trains, and the stops at the rungs and the kill changed nothing: in one go it ends with the same weights.
+    alone = torchrun(job, root / "asha" / "alone", workers=1)
     output, _ = alone.communicate(timeout=200)
     assert alone.returncode == 0, output
     for name in ("rank-00000.safetensors", "shared.safetensors"):
@@ -142,14 +153,6 @@ def test_asha_survives_sigkill(root: Path) -> None:
     assert samples == [16, 32]
     for name in ("report.json", "report.html"):
         assert (directory / name).is_file()
-    # The winner as a job of its own, at the length of the original job.
-    job = root / "asha" / "winner.yaml"
-    promoted = bessemer("search", "promote", directory, "--out", job, "--set", "training.total_kimg=200")
-    output, _ = promoted.communicate(timeout=100)
-    assert promoted.returncode == 0, output
-    promoted_job = load_job(job)
-    assert promoted_job.training.optimizers["generator"].lr == winner.point["training.optimizers.generator.lr"]
-    assert (promoted_job.training.total_kimg, promoted_job.evaluation.untrained) == (200, True)
 
 
 def test_a_population_copies_whole_states_and_survives_sigkill(root: Path) -> None:

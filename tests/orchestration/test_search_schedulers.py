@@ -318,6 +318,34 @@ def test_points_are_a_function_of_seed_and_journal(journal: SearchJournal, tmp_p
     assert points.choose(8, 0) == again.choose(8, 0)
 
 
+@pytest.mark.parametrize("searcher", ["tpe", "gp"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_two_objectives_are_both_looked_for(journal: SearchJournal, tmp_path: Path, searcher: str) -> None:
+    """What is worth (x - 1)² and costs (x - 1.5)² is best anywhere between 1 and 1.5, a third of the range."""
+    objective = {**SEARCH["objective"], "also": ["fd_efflite0"]}
+    space = {"ema.half_life_kimg": {"uniform": [0.5, 2.0]}}
+    fields = {"space": space, "objective": objective, "scheduler": {"name": "none"}, "budget": {"trials": 30}}
+    search = spec(searcher={"name": searcher, "startup": 8}, **fields)
+    points, found = points_of(search, journal.table), []
+    for number in range(24):
+        point = points.choose(number, 0)
+        assert point is not None
+        found.append(point["ema.half_life_kimg"])
+        journal.write("trial", trial=number, point=point)
+        values = {"fd_efflite0": (found[-1] - 1.5) ** 2}
+        worth = {"value": (found[-1] - 1.0) ** 2, "standard_error": 0.0, "seconds": 1.0, "values": values}
+        for rung in range(3):
+            decision = "finish" if rung == 2 else "continue"
+            journal.write("result", trial=number, rung=rung, kimg=rung + 1.0, decision=decision, **worth)
+            known = journal.table.trials[number]
+            points.judged(known, known.results[-1])
+        points.over(known)
+    late = [1.0 <= x <= 1.5 for x in found[8:]]
+    assert sum(late) > 0.6 * len(late)
+    again = points_of(search, read_search(tmp_path))
+    assert points.choose(24, 0) == again.choose(24, 0)
+
+
 @pytest.mark.parametrize("searcher", ["tpe", "bohb"])
 def test_a_model_finds_the_good_end_of_a_range(journal: SearchJournal, searcher: str) -> None:
     if searcher == "bohb":

@@ -95,7 +95,10 @@ def test_the_base_job_has_what_all_trials_share(tmp_path: Path) -> None:
         (changed(scheduler={"name": "hyperband"}), r"not evenly spaced.*write \[1.0, 2.0, 3.0\]"),
         (changed(scheduler={"name": "bohb"}), "bohb is both or neither"),
         (changed(searcher={"name": "grid"}), "a grid needs values"),
-        (changed(searcher={"name": "gp"}, objective__also=["device_hours"]), "set searcher.name to tpe"),
+        (
+            changed(scheduler={"name": "bohb"}, searcher={"name": "bohb"}, objective__also=["device_hours"]),
+            "set searcher.name to tpe or gp",
+        ),
         (
             changed(
                 scheduler={"name": "pbt"},

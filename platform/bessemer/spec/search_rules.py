@@ -152,8 +152,8 @@ def _scheduler_rules(search: SearchSpec) -> Iterator[str]:
 
 def _searcher_rules(search: SearchSpec) -> Iterator[str]:
     searcher, also = search.searcher.name, search.objective.also
-    if also and searcher not in ("random", "grid", "tpe"):
-        yield f"objective.also: {searcher} looks for one objective; set searcher.name to tpe."
+    if also and searcher == "bohb":
+        yield "objective.also: bohb looks for one objective; set searcher.name to tpe or gp."
     if searcher == "bohb":
         for field, dimension in search.space.items():
             if dimension.when:
