@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -316,6 +317,19 @@ def test_points_are_a_function_of_seed_and_journal(journal: SearchJournal, tmp_p
         points.over(journal.table.trials[number])
     again = points_of(search, read_search(tmp_path))
     assert points.choose(8, 0) == again.choose(8, 0)
+
+
+def test_a_grid_is_gone_through_once_and_can_be_pickled(journal: SearchJournal) -> None:
+    """Tune pickles a searcher when a session begins."""
+    space = {
+        "ema.half_life_kimg": {"choice": [0.5, 1.0, 2.0]},
+        "training.batch_size": {"uniform": [16, 32], "step": 16},
+    }
+    search = spec(space=space, searcher={"name": "grid"}, scheduler={"name": "none"}, budget={"trials": 6})
+    whole = list(Space(search.space).grid())
+    journal.write("trial", trial=0, point=whole[0])
+    points = pickle.loads(pickle.dumps(points_of(search, journal.table)))
+    assert [points.choose(number, 0) for number in range(1, 7)] == [*whole[1:], None]
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "gp"])

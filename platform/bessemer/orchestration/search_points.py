@@ -114,14 +114,14 @@ class _Listed(_Forgetful):
     """All points of a grid, in order; refused ones are left out."""
 
     def __init__(self, space: Space) -> None:
-        self._points = space.grid()
-        self._begun: list[str] = []
+        # Not a generator: Tune pickles a searcher when its session begins.
+        self._left = {encode(point): point for point in space.grid()}
 
     def adopt(self, trial: Trial) -> None:
-        self._begun.append(encode(trial.point))
+        self._left.pop(encode(trial.point), None)
 
     def choose(self, number: int, attempt: int) -> Point | None:  # noqa: ARG002
-        return next((point for point in self._points if encode(point) not in self._begun), None)
+        return self._left.pop(next(iter(self._left))) if self._left else None
 
 
 class _Optuna:
