@@ -57,7 +57,7 @@ class Hosts:
         """Run the script."""
         command = [sys.executable, SCRIPT, *map(str, words)]
         # Its background processes keep what they inherit open: only the first output is waited for.
-        done = subprocess.run(command, env=self._env, stdout=subprocess.PIPE, text=True, timeout=180, check=False)
+        done = subprocess.run(command, env=self._env, stdout=subprocess.PIPE, text=True, timeout=400, check=False)
         assert done.returncode == 0, f"hosts {words}: {done.stdout}"
         return done.stdout
 

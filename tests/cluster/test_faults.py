@@ -322,7 +322,7 @@ def test_a_run_goes_on_through_all_of_it(
         assert values == pytest.approx(expected[nimg], rel=1e-5, abs=1e-5), f"at {nimg} images"
     if "BESSEMER_FAULTS" in os.environ:
         common = runpy.run_path(str(ROOT / "benchmarks" / "_common.py"))
-        raw = {"faults": faults.rows, "memory_gb": memory, **took, "steps_compared": len(expected)}
+        raw = {"faults": faults.rows, "memory_gb": memory, **took, "compared": {"steps": len(expected)}}
         common["finish"]([], raw, common["Options"](quick=False, out=Path(os.environ["BESSEMER_FAULTS"])))
 
 

@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import json
 import re
+import runpy
 import shlex
 import shutil
 import stat
@@ -248,3 +249,12 @@ def test_the_image_has_what_the_files_use() -> None:
     copied = [word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]]
     for word in copied:
         assert word.startswith("--") or (ROOT / word).exists(), word
+
+
+# What faults cost
+
+
+def test_the_table_of_faults_is_that_of_the_newest_result() -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+    with_faults = runpy.run_path(str(ROOT / "scripts" / "document_faults.py"))["with_faults"]
+    assert with_faults(page) == page, "renew it with: .venv/bin/python scripts/document_faults.py"
