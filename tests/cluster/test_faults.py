@@ -400,20 +400,3 @@ def test_nodes_that_do_not_reach_each_other(hosts: Hosts, job: Path, tmp_path: P
     finally:
         hosts("exec", "worker-1", "ip", "route", "del", "unreachable", there)
     assert re.search(rf"worker \d: does not reach worker \d at {there}:\d+: No route to host; let the nodes", output)
-
-
-def test_a_clock_that_is_off_is_noted_and_nothing_else(hosts: Hosts, job: Path, tmp_path: Path) -> None:
-    hosts("kill", "worker-2")
-    hosts("clock", "worker-2", -900)
-    hosts("start", "worker-2")
-    try:
-        run = submit(hosts, job, tmp_path)
-        wait_for(lambda: events(run, "checkpoint"), hosts, run)
-        hosts.bessemer("stop", run.name)
-    finally:
-        hosts("clock", "worker-2", 0)
-        hosts("kill", "worker-2")
-        hosts("start", "worker-2")
-    (note,) = (str(each["reason"]) for each in events(run, "note"))
-    assert re.match(r"the clock of node worker-2 is off by (899|90\d) s or more", note)
-    assert events(run, "workers_lost") == []
