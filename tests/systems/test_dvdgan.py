@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -171,6 +172,46 @@ def test_shapes_of_the_papers_settings() -> None:
             assert clips.shape == (1, *shape)
             scores = system.discriminator(clips, torch.zeros(1, 8, dtype=torch.int64), labels)
             assert [s.shape for s in scores] == [(1,), (1,)]
+
+
+SIZES: dict[str, tuple[list[int], list[int]]] = {
+    "kinetics600-64": ([768, 768, 768, 384, 192], [96, 192, 384, 768, 1536]),
+    "kinetics600-128": ([768, 768, 768, 384, 192, 96], [96, 192, 384, 768, 1536, 1536]),
+}
+"""Channels of G at 4x4 pixels and after each stage, and of D's blocks: 96 times BigGAN's factors."""
+
+
+@pytest.mark.parametrize("preset", SIZES)
+def test_sizes_by_arithmetic(preset: str) -> None:
+    """Section 3 and appendix A, layer by layer: nothing but the widths above is taken from the code."""
+    g, d = SIZES[preset]
+    condition = 240  # z and e(y), which every normalisation's gain and bias come from, without biases
+
+    def conv(i: int, o: int, taps: int = 9) -> int:
+        return i * o * taps + o
+
+    def block(i: int, o: int, *, learned: bool) -> int:
+        return 2 * condition * (i + o) + conv(i, o) + conv(o, o) + (conv(i, o, 1) if learned else 0)
+
+    generator = 600 * 120 + condition * g[0] * 16 + g[0] * 16
+    for i, o in pairwise(g):
+        generator += 3 * conv(2 * i, i)  # reset, update and candidate, of the input and the state together
+        generator += block(i, i, learned=False) + block(i, o, learned=True)
+    generator += 2 * condition * g[-1] + conv(g[-1], 3)
+
+    def judge(cubic: int) -> int:
+        total = 0
+        widths = [3, *d]
+        for n, (i, o) in enumerate(pairwise(widths)):
+            taps = 27 if n < cubic else 9
+            shortcut = n < len(d) - 1 or i != o  # the last block neither halves nor, at 128 pixels, widens
+            total += conv(i, o, taps) + conv(o, o, taps) + (conv(i, o, 1) if shortcut else 0)
+        return total + d[-1] + 1 + 600 * d[-1]
+
+    with torch.device("meta"):
+        system = build("dvdgan", preset)
+    found = {k: sum(p.numel() for p in n.parameters()) for k, n in system.networks().items()}
+    assert found == {"generator": generator, "discriminator": judge(0) + judge(2)}
 
 
 def test_statistics_move_once_per_update() -> None:

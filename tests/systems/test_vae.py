@@ -100,12 +100,41 @@ def test_more_beta_less_information() -> None:
 
 
 def test_convolutions_fit_their_resolution() -> None:
-    for preset, channels in (("beta-celeba64", 3), ("beta-dsprites64", 1)):
+    for preset, channels in (("beta-celeba64", 3), ("beta-dsprites64", 1), ("capacity-dsprites64", 1)):
         with torch.device("meta"):
             system = build("vae", preset)
             assert isinstance(system, VAE)
             assert system.vae.posterior(torch.zeros(2, channels, 64, 64)).mu.shape == (2, system.config.latent_dim)
             assert system.vae(torch.zeros(2, system.config.latent_dim)).shape == (2, channels, 64, 64)
+
+
+def test_sizes_of_the_papers_convolutions() -> None:
+    """By arithmetic: 4×4 convolutions of stride 2 down to 4×4 pixels, then dense layers, and the same backwards."""
+
+    def conv(i: int, o: int) -> int:
+        return 16 * i * o + o
+
+    def linear(i: int, o: int) -> int:
+        return i * o + o
+
+    def faces(channels: int, z: int) -> int:
+        down = conv(channels, 32) + conv(32, 32) + conv(32, 64) + conv(64, 64)
+        up = conv(64, 64) + conv(64, 32) + conv(32, 32) + conv(32, channels)
+        return down + linear(1024, 256) + linear(256, 2 * z) + linear(z, 256) + linear(256, 1024) + up
+
+    down, up = conv(1, 32) + 3 * conv(32, 32), 3 * conv(32, 32) + conv(32, 1)
+    dense = (
+        linear(512, 256) + linear(256, 256) + linear(256, 20) + linear(10, 256) + linear(256, 256) + linear(256, 512)
+    )
+    sizes = {
+        "beta-celeba64": faces(3, 32) + 1,  # and one width of all pixels
+        "beta-dsprites64": faces(1, 10),
+        "capacity-dsprites64": down + dense + up,
+    }
+    for preset, size in sizes.items():
+        with torch.device("meta"):
+            system = build("vae", preset)
+        assert sum(p.numel() for p in system.networks()["vae"].parameters()) == size, preset
 
 
 def test_dequantised_pixels_fill_their_cells() -> None:

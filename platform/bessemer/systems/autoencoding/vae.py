@@ -1,7 +1,8 @@
 """Variational auto-encoder (Kingma and Welling 2014, arXiv:1312.6114) and β-VAE (Higgins et al., ICLR 2017).
 
-The MLPs are those of appendix C of the first paper, the convolutions those of table 1 in the appendix of the second.
-Both papers use Adagrad in places; here it is Adam, as in the β-VAE of faces.
+The MLPs are those of appendix C of the first paper, the convolutions those of table 1 in the appendix of the second,
+for faces; of dSprites those of Locatello et al. 2019 (arXiv:1811.12359), and with a capacity those of Burgess et al.
+2018 (arXiv:1804.03599, appendix). The first papers use Adagrad in places; here it is Adam, as in all later ones.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
 from bessemer.nn.binary import Binarisation, binarise
-from bessemer.nn.convolutions import Conv2d, Linear
+from bessemer.nn.convolutions import DoublingConv2d, HalvingConv2d, Linear
 from bessemer.nn.dequantise import dequantise, log_volume
 from bessemer.nn.init import init_weights
 from bessemer.nn.likelihoods import Bernoulli
 from bessemer.nn.normal import Normal
-from bessemer.nn.resample import upsample
 from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, SystemConfig, Update
 from bessemer.systems.latent import LatentSystem
 from bessemer.systems.likelihood import LikelihoodSystem
@@ -42,11 +42,13 @@ class VAEConfig(SystemConfig):
     channels: Count = 1
     """Colour channels."""
     network: Literal["mlp", "conv"] = "mlp"
-    """Layers without structure, or convolutions that halve the resolution four times."""
+    """Layers without structure, or 4x4 convolutions that halve the resolution four times."""
+    widths: tuple[Count, Count, Count, Count] = (32, 32, 64, 64)
+    """Channels of the encoder's convolutions; the decoder's are the same backwards."""
     hidden: Count = 500
-    """Units of each hidden layer; with convolutions, of the layer between them and the latents."""
+    """Units of each hidden layer; with convolutions, of those between them and the latents."""
     layers: Annotated[int, Field(ge=0)] = 1
-    """Hidden layers of each MLP; 0 makes the model linear."""
+    """Hidden layers of encoder and decoder; an MLP of 0 is linear."""
     latent_dim: Count = 20
     """Dimension of z."""
     output: Literal["bernoulli", "normal"] = "bernoulli"
@@ -69,11 +71,6 @@ class VAEConfig(SystemConfig):
         return self
 
 
-class _Upsample(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return upsample(x)
-
-
 def _mlp(c: VAEConfig, inputs: int, outputs: int) -> nn.Sequential:
     sizes = [inputs, *[c.hidden] * c.layers]
     hidden = [m for a, b in pairwise(sizes) for m in (Linear(a, b), nn.Tanh())]
@@ -91,17 +88,17 @@ class VAENetwork(nn.Module):
             self.encoder = nn.Sequential(nn.Flatten(), *_mlp(c, pixels, 2 * c.latent_dim))
             self.decoder = nn.Sequential(*_mlp(c, c.latent_dim, pixels), nn.Unflatten(1, self.shape))
         else:
-            down = [(c.channels, 32), (32, 32), (32, 64), (64, 64)]
+            maps = [c.channels, *c.widths]
+            dense = [maps[-1] * small**2, *[c.hidden] * c.layers]
             self.encoder = nn.Sequential(
-                *[m for i, o in down for m in (Conv2d(i, o, 3, stride=2), nn.ReLU())],
-                nn.Flatten(), Linear(64 * small**2, c.hidden), nn.ReLU(), Linear(c.hidden, 2 * c.latent_dim),
+                *[m for i, o in pairwise(maps) for m in (HalvingConv2d(i, o), nn.ReLU())], nn.Flatten(),
+                *[m for i, o in pairwise(dense) for m in (Linear(i, o), nn.ReLU())],
+                Linear(dense[-1], 2 * c.latent_dim),
             )  # fmt: skip
-            up = [(64, 64), (64, 32), (32, 32)]
+            back, up = [c.latent_dim, *reversed(dense)], [DoublingConv2d(i, o) for i, o in pairwise(reversed(maps))]
             self.decoder = nn.Sequential(
-                Linear(c.latent_dim, c.hidden), nn.ReLU(), Linear(c.hidden, 64 * small**2), nn.ReLU(),
-                nn.Unflatten(1, (64, small, small)),
-                *[m for i, o in up for m in (_Upsample(), Conv2d(i, o, 3), nn.ReLU())],
-                _Upsample(), Conv2d(32, c.channels, 3),
+                *[m for i, o in pairwise(back) for m in (Linear(i, o), nn.ReLU())],
+                nn.Unflatten(1, (maps[-1], small, small)), *[m for layer in up for m in (layer, nn.ReLU())][:-1],
             )  # fmt: skip
         if c.output == "normal":
             self.log_sigma = nn.Parameter(torch.zeros(1))
@@ -136,11 +133,11 @@ class VAE(LatentSystem, LikelihoodSystem):
         },
         "beta-dsprites64": {
             "resolution": 64, "network": "conv", "hidden": 256, "latent_dim": 10, "binarise": "threshold", "beta": 4.0,
-            "lr": 5e-4,
+            "lr": 1e-4,
         },
         "capacity-dsprites64": {
             "resolution": 64, "network": "conv", "hidden": 256, "latent_dim": 10, "binarise": "threshold",
-            "beta": 1000.0, "capacity": 25.0, "lr": 5e-4,
+            "widths": (32, 32, 32, 32), "layers": 2, "beta": 1000.0, "capacity": 25.0, "lr": 5e-4,
         },
     }  # fmt: skip
 
