@@ -1,7 +1,9 @@
 """Rows that outlive an update: persistent Markov chains, pools of generated images.
 
 They belong to the slices of the global batch, an equal share to each, not to the workers: what a slice reads and writes
-then does not depend on who computes it. All workers hold all rows, so a run resumes exactly on any number of them.
+then does not depend on who computes it. All workers hold all rows, so a run resumes exactly on any number of them, and
+any worker can write the checkpoint; for that the rows are summed over the workers as an update ends. CycleGAN's two
+pools of 50 images of 256 pixels are 79 MB of such a sum, of the size of its generators' gradients.
 """
 
 from __future__ import annotations
