@@ -159,3 +159,24 @@ def test_losses_do_not_depend_on_what_else_is_in_the_slice() -> None:
 def test_shapes_that_do_not_fit_are_refused(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Pix2PixConfig(**fields)
+
+
+@torch.no_grad()
+def test_what_is_not_dropped_is_doubled_in_the_first_three_layers_of_the_decoder() -> None:
+    system = build("pix2pix", "tiny32", {})
+    assert isinstance(system, Pix2Pix)
+    system.init_weights(torch.Generator().manual_seed(0))
+    made: list[torch.Tensor] = []
+    seen: list[torch.Tensor] = []
+    for norm in system.generator.up_norm:
+        norm.register_forward_hook(lambda m, args, out: made.append(out))
+    for layer in [*system.generator.up[1:], system.generator.out]:
+        layer.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    system.generator(images, torch.Generator().manual_seed(2))
+    for i, (h, x) in enumerate(zip(made, seen, strict=True)):
+        before, after = h.relu(), x[:, : h.shape[1]]
+        kept = after > 0
+        assert torch.equal(after[kept], before[kept] * (2 if i < 3 else 1))
+        share = kept.sum() / (before > 0).sum()
+        assert (0.4 < share < 0.6) if i < 3 else share == 1
