@@ -29,7 +29,8 @@ def test_bits_per_dim_falls_and_more_draws_lower_it(tmp_path: Path) -> None:
     pack("digits", tmp_path / "others", size=32, limit=40)
     short = [
         "data.path=digits", "evaluation.held_out=others", "training.total_kimg=1.6", "training.batch_size=8",
-        "training.slice_size=8", "resources.workers=1", "training.lr_schedule.warmup_kimg=0", "evaluation.every_kimg=1.6",
+        "training.slice_size=8", "resources.workers=1", "training.lr_schedule.warmup_kimg=0",
+        "evaluation.every_kimg=1.6",
         "evaluation.samples=40", "evaluation.importance_samples=2", "evaluation.grid=2", "system.config.width=4",
         "system.config.standing_passes=2",
     ]  # fmt: skip
