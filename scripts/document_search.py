@@ -44,7 +44,7 @@ def trained(job: Path, run: Path, changes: dict[str, Any]) -> dict[str, Any]:
     found = load_run(run)
     if not found.events("finished"):
         raise SystemExit(f"{run}: has not finished; remove it, and start again.")
-    record = found.of_kind("evaluation")[-1]
+    record = list(found.of_kind("evaluation"))[-1]
     return {name: record.get(name) for name in ("metric", "nimg", "value", "standard_error", "samples")}
 
 
