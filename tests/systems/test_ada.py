@@ -169,10 +169,12 @@ def test_recolour_pixel_by_pixel() -> None:
     torch.testing.assert_close(recolour(grey, matrices), expected)
 
 
-def test_second_derivatives_at_p_one() -> None:
-    images = _images(1, 1, 10).requires_grad_()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_second_derivatives_at_p_one(channels: int) -> None:
+    """Every operation is on; those of hue and saturation in colour."""
+    images = _images(1, channels, 10).requires_grad_()
     inverse = geometry_matrices(1, ONE, 10, 10, _g(3)).double()
-    matrix = colour_matrices(1, ONE, _g(4), colours=False).double()
+    matrix = colour_matrices(1, ONE, _g(4), colours=channels == 3).double()
 
     def squared(x: Tensor) -> Tensor:
         return recolour(warp(x, inverse), matrix).square().mean((2, 3))
