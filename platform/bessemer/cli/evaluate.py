@@ -184,12 +184,12 @@ def _evaluate_weights(
     asked = split_metrics(name for name in names if name not in SPEEDS)
 
     from bessemer.cli.output import progress
-    from bessemer.evaluation.evaluate import evaluate_system
     from bessemer.evaluation.failures import noted
     from bessemer.evaluation.images import field_images, open_images
     from bessemer.evaluation.inputs import inputs_for
-    from bessemer.evaluation.likelihood import evaluate_likelihood
+    from bessemer.evaluation.judging import judge_weights
     from bessemer.evaluation.pairs import draw_one
+    from bessemer.evaluation.records import EvaluationRecord
     from bessemer.evaluation.speed import measure_speed
     from bessemer.systems.snapshot import load_snapshot
 
@@ -212,36 +212,26 @@ def _evaluate_weights(
         open_images(others) as held_out,
         progress(place.name) as advance,
     ):
-        with noted(failures):  # first: sampling renews BatchNorm statistics
-            found += evaluate_likelihood(
-                system,
-                info,
-                held_out,
-                asked.likelihoods,
-                samples=count,
-                importance_samples=importance_samples or spec.importance_samples,
-                seed=protocol["seed"],
-                device=device,
-                progress=lambda _, done, total: advance(done, total),
-            )
-        with noted(failures):
-            records = evaluate_system(
-                system,
-                info,
-                dataset,
-                asked.drawn,
-                samples=count,
-                real=real,
-                held_out=held_out,
-                batch_size=spec.batch_size,
-                progress=lambda _, done, total: advance(done, total),
-                **protocol,
-            )
-            found += records
-            if figure is not None:
+        found += judge_weights(
+            system,
+            info,
+            dataset,
+            held_out,
+            asked,
+            failures,
+            samples=count,
+            importance_samples=importance_samples or spec.importance_samples,
+            progress=lambda _, done, total: advance(done, total),
+            real=real,
+            batch_size=spec.batch_size,
+            **protocol,
+        )
+        compared = [record for record in found if isinstance(record, EvaluationRecord)]
+        if figure is not None and compared:
+            with noted(failures):
                 inputs = inputs_for(system, held_out, count)
                 drawn = draw_one(system, info, count, **protocol, inputs=inputs)
-                _write_figure(figure, records, drawn, field_images(dataset, system.sample_field))
+                _write_figure(figure, compared, drawn, field_images(dataset, system.sample_field))
     protocol.pop("balance")
     found += measure_speed(system, info, speeds, batch_size=spec.batch_size, **protocol)
     if run is not None:

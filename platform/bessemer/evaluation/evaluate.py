@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,14 +26,14 @@ from bessemer.evaluation.inputs import Inputs, inputs_for
 from bessemer.evaluation.metrics import Gaussian
 from bessemer.evaluation.names import CLIP_KINDS, HELD_OUT_KINDS, KINDS, TARGETS, Metric, MetricKind, parse_metric
 from bessemer.evaluation.paths import check_walkable, evaluate_paths
-from bessemer.evaluation.records import EvaluationRecord, weights_name
+from bessemer.evaluation.records import EvaluationRecord, SampledWeights, weights_name
 from bessemer.evaluation.reference import Reference, joined, reference_features, reference_hash
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, allocate_labels, draw_chunk, prepare, sampling_mode, to_uint8
-from bessemer.evaluation.targets import check_targets, mean_nearness, nearness
+from bessemer.evaluation.targets import check_targets, nearness, records_of_pairs
 from bessemer.evaluation.team import ALONE, Features, Group, Moments, Progress, Team
 from bessemer.systems.contract import System
 
-__all__ = ["Balance", "EvaluationRecord", "SampledWeights", "compare_images", "evaluate_system", "sampled_counts"]
+__all__ = ["Balance", "EvaluationRecord", "compare_images", "evaluate_system", "sampled_counts"]
 
 Balance = Literal["data", "uniform"]
 
@@ -41,26 +41,6 @@ _REMEDY = (
     "Latents nearer to the mean help (evaluation.truncation, such as 0.7), and with a flow couplings of bounded scale "
     "(glow's least_scale)."
 )
-
-
-class SampledWeights(Protocol):
-    """What evaluation asks about the weights; :class:`bessemer.systems.snapshot.SnapshotInfo` has it."""
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the classes."""
-
-    @property
-    def class_counts(self) -> Sequence[int]:
-        """Training images of each class."""
-
-    @property
-    def ema(self) -> Mapping[str, Any]:
-        """Profile of the moving average."""
-
-    @property
-    def weights_sha256(self) -> str:
-        """Hash of the weights file; empty for weights that were never written."""
 
 
 def evaluate_system(
@@ -153,7 +133,7 @@ def evaluate_system(
             found = {name: side.result(ids, labels, classes) for name, side in sides.items()}
             records += _records(plan, found, references, facts, device, started)
             if inputs is not None:
-                records += _records_of_pairs(paired, near, inputs, facts, started)
+                records += records_of_pairs(paired, near, inputs, facts, started)
     return sorted(records, key=lambda record: list(metrics).index(record.metric))
 
 
@@ -359,32 +339,6 @@ def _generate(
     if every := [number for part in team.group.gather(bad) for number in part]:  # every worker raises: none waits
         raise not_finite(system, "generated images", every, samples, _REMEDY)
     return team.join(samples, team.group.gather(np.concatenate(near)))
-
-
-def _records_of_pairs(
-    metrics: Sequence[str], near: NDArray[np.float64], inputs: Inputs, facts: Mapping[str, Any], started: float
-) -> list[EvaluationRecord]:
-    records = []
-    for metric, values in zip(metrics, near.T, strict=True):
-        value, error = mean_nearness(values)
-        records.append(
-            EvaluationRecord(
-                metric=metric,
-                value=value,
-                standard_error=error,
-                higher_is_better=TARGETS[metric].higher_is_better,
-                estimator=TARGETS[metric].estimator,
-                reference_samples=len(inputs),
-                reference_hash=inputs.hash,
-                extractor="",
-                extractor_sha256="",
-                preprocessing="",
-                details={},
-                seconds=time.perf_counter() - started,
-                **facts,
-            )
-        )
-    return records
 
 
 def _records(

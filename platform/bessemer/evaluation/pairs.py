@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bessemer.evaluation.evaluate import Balance, SampledWeights, sampled_counts
+from bessemer.evaluation.evaluate import Balance, sampled_counts
 from bessemer.evaluation.grid import tile
 from bessemer.evaluation.inputs import Inputs
+from bessemer.evaluation.records import SampledWeights
 from bessemer.evaluation.resize import resize_bicubic
 from bessemer.evaluation.sampling import SAMPLE_CHUNK, allocate_labels, draw_chunk, prepare, sampling_mode, to_uint8
 from bessemer.systems.contract import System

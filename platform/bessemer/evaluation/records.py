@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["EvaluationRecord", "weights_name"]
+__all__ = ["EvaluationRecord", "SampledWeights", "weights_name"]
+
+
+class SampledWeights(Protocol):
+    """What evaluation asks about the weights; :class:`bessemer.systems.snapshot.SnapshotInfo` has it."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes."""
+
+    @property
+    def class_counts(self) -> Sequence[int]:
+        """Training images of each class."""
+
+    @property
+    def ema(self) -> Mapping[str, Any]:
+        """Profile of the moving average."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the weights file; empty for weights that were never written."""
 
 
 def weights_name(ema: Mapping[str, Any]) -> str:

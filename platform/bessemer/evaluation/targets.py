@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from bessemer.errors import EvaluationError
 from bessemer.evaluation.inputs import Inputs
+from bessemer.evaluation.names import TARGETS
 from bessemer.evaluation.reconstruction import psnr, ssim
+from bessemer.evaluation.records import EvaluationRecord
 from bessemer.evaluation.sampling import to_uint8
 from bessemer.systems.contract import System
 
-__all__ = ["check_targets", "mean_nearness", "nearness"]
+__all__ = ["check_targets", "nearness", "records_of_pairs"]
 
 
 def _l1(images: Tensor, originals: Tensor) -> Tensor:
@@ -58,7 +61,40 @@ def nearness(metrics: Sequence[str], pixels: Tensor, inputs: Inputs, rows: slice
     return values
 
 
-def mean_nearness(values: NDArray[np.float64]) -> tuple[float, float | None]:
+def records_of_pairs(
+    metrics: Sequence[str], near: NDArray[np.float64], inputs: Inputs, facts: Mapping[str, Any], started: float
+) -> list[EvaluationRecord]:
+    """One record per metric.
+
+    Args:
+        metrics: keys of :data:`bessemer.evaluation.names.TARGETS`.
+        near: [samples, metrics] of :func:`nearness`.
+        inputs: of the translations.
+        facts: fields that all records of the evaluation share.
+        started: when the evaluation began, by :func:`time.perf_counter`.
+    """
+    means = [_mean(values) for values in near.T]
+    return [
+        EvaluationRecord(
+            metric=metric,
+            value=value,
+            standard_error=error,
+            higher_is_better=TARGETS[metric].higher_is_better,
+            estimator=TARGETS[metric].estimator,
+            reference_samples=len(inputs),
+            reference_hash=inputs.hash,
+            extractor="",
+            extractor_sha256="",
+            preprocessing="",
+            details={},
+            seconds=time.perf_counter() - started,
+            **facts,
+        )
+        for metric, (value, error) in zip(metrics, means, strict=True)
+    ]
+
+
+def _mean(values: NDArray[np.float64]) -> tuple[float, float | None]:
     """Mean of the finite ones of [n] values, and its standard error; `psnr` of what equals its target is infinite."""
     finite = values[np.isfinite(values)]
     if len(finite) < 2:

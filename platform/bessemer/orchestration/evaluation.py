@@ -17,10 +17,8 @@ from torch import Tensor
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.data.reading.opening import open_job_data
 from bessemer.errors import BessemerError, EvaluationError, SpecError
-from bessemer.evaluation.evaluate import evaluate_system
-from bessemer.evaluation.failures import noted
 from bessemer.evaluation.grid import sample_grid, save_png, translation_sheet
-from bessemer.evaluation.likelihood import LikelihoodRecord, evaluate_likelihood
+from bessemer.evaluation.judging import judge_weights
 from bessemer.evaluation.names import split_metrics
 from bessemer.evaluation.pairs import draw_one, pair_figure
 from bessemer.evaluation.records import EvaluationRecord
@@ -91,37 +89,24 @@ class Judge:
         Raises:
             EvaluationError: on the first worker: some of the metrics could not be computed. The others are written.
         """
-        spec, seed, device = self._job.evaluation, self._job.seed, self._workers.device
-        metrics = split_metrics(spec.metrics)
-        records: list[LikelihoodRecord | EvaluationRecord] = []
+        spec, seed = self._job.evaluation, self._job.seed
         failures: list[str] = []
         with held_out_images(self._job, self._dataset) as held_out:
-            with noted(failures):  # first: sampling renews BatchNorm statistics
-                records += evaluate_likelihood(
-                    system,
-                    info,
-                    held_out,
-                    metrics.likelihoods,
-                    samples=spec.samples,
-                    importance_samples=spec.importance_samples,
-                    seed=seed,
-                    device=device,
-                    group=self._workers,
-                )
-            with noted(failures):
-                records += evaluate_system(
-                    system,
-                    info,
-                    self._dataset,
-                    metrics.drawn,
-                    samples=spec.samples,
-                    held_out=held_out,
-                    batch_size=spec.batch_size,
-                    seed=seed,
-                    truncation=spec.truncation,
-                    device=device,
-                    group=self._workers,
-                )
+            records = judge_weights(
+                system,
+                info,
+                self._dataset,
+                held_out,
+                split_metrics(spec.metrics),
+                failures,
+                samples=spec.samples,
+                importance_samples=spec.importance_samples,
+                seed=seed,
+                device=self._workers.device,
+                group=self._workers,
+                batch_size=spec.batch_size,
+                truncation=spec.truncation,
+            )
             if not self._workers.is_first:
                 return False
             grid = (
