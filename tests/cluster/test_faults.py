@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import boto3
@@ -31,6 +31,8 @@ from bessemer.tracking.journal import read_journal
 
 pytestmark = [pytest.mark.cluster]
 
+# So small a rate that the rounding errors of sums over two or three workers, which training multiplies, stay below 1e-5
+# for 400 steps. With 1e-6, undisturbed runs of two and of three workers differ by 2.5e-5 after 200.
 JOB = """
 name: faults
 seed: 3
@@ -38,7 +40,7 @@ system: {name: biggan, preset: tiny32}
 data: {path: DATA}
 training:
   {total_kimg: 100, batch_size: 48, slice_size: 8, zero_stage: 1, log_every_kimg: 0.048, optimizers: {
-    generator: {lr: 1.0e-6, eps: 1.0e-4}, discriminator: {lr: 1.0e-6, eps: 1.0e-4}}}
+    generator: {lr: 2.0e-7, eps: 1.0e-4}, discriminator: {lr: 2.0e-7, eps: 1.0e-4}}}
 checkpoint: {every_kimg: 0.48}
 evaluation: {metrics: [], every_kimg: 100, grid: 2}
 tracking: {mlflow: false}
@@ -283,7 +285,8 @@ def test_a_run_goes_on_through_all_of_it(
             lambda: hosts("free", "worker-2"),
         )
         faults.costs_no_worker(
-            "a worker's disk of the runs is full", lambda: limit_files(1000), "checkpoint_failed",
+            # Large enough for the journal, which the worker may have to write, not for its part of a checkpoint.
+            "a worker's disk of the runs is full", lambda: limit_files(200_000), "checkpoint_failed",
             lambda: limit_files(resource.RLIM_INFINITY), "checkpoint",
         )  # fmt: skip
         faults.costs_no_worker(
@@ -309,7 +312,8 @@ def test_a_run_goes_on_through_all_of_it(
         assert "go on with: bessemer submit --resume" in hosts.bessemer("stop", run.name)
         seen_losses = losses(run)
         assert mlflow.points("loss/generator") == {n: v["loss/generator"] for n, v in seen_losses.items()}
-    stored = {each["Key"].split("/")[3] for each in bucket.list_objects_v2(Bucket="faults", Prefix="runs/")["Contents"]}
+    keys = [each["Key"] for each in bucket.list_objects_v2(Bucket="faults", Prefix="runs/")["Contents"]]
+    stored = {PurePosixPath(key).parent.name for key in keys}
     assert f"kimg-{max(seen_losses) / 1000:010.3f}" in stored, "the last checkpoint is not in the store"
 
     local = tmp_path / "local"
