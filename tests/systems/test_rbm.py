@@ -12,9 +12,11 @@ from tests.systems.tiny import random_batch
 from torch import Tensor
 
 from bessemer.nn.update_state import begin_update, end_update
+from bessemer.spec.job import OptimizerSpec
 from bessemer.systems.contract import Batch
 from bessemer.systems.energy.rbm import RBM, RBMNetwork, as_bits, log_partition
 from bessemer.systems.registry import build
+from bessemer.training.optimizers import build_optimizer
 
 
 def g(seed: int = 0) -> torch.Generator:
@@ -70,6 +72,14 @@ def test_log_z_exact_and_by_annealing() -> None:
     assert abs(crude - exact) > abs(estimates[0] - exact)
 
 
+def test_the_annealed_estimate_of_z_is_without_bias() -> None:
+    """With three temperatures, where each weight and each step counts: the mean over many chains is still Z."""
+    rbm = machine(8, 13, 0.6)
+    exact = torch.logsumexp(-rbm.free_energy(states(8)), 0)
+    estimates = [log_partition(rbm, 3, 50_000, g(i)) for i in range(4)]
+    assert torch.logsumexp(torch.stack(estimates), 0) - math.log(4) == pytest.approx(exact.item(), abs=0.02)
+
+
 def test_likelihoods_of_all_images_sum_to_one() -> None:
     system = small(binarise="threshold")
     images = (2 * states(9) - 1).view(-1, 1, 3, 3).float()
@@ -97,6 +107,20 @@ def test_the_surrogates_gradient_is_contrastive_divergence() -> None:
     torch.testing.assert_close(rbm.W.grad, -(v0.T @ h0 - vk.T @ hk) / 64)
     torch.testing.assert_close(rbm.a.grad, -(v0 - vk).mean(0))
     torch.testing.assert_close(rbm.b.grad, -(h0 - hk).mean(0))
+
+
+def test_the_penalty_pulls_at_weights_alone() -> None:
+    steps = []
+    for decay in (0.0, 0.5):
+        system = small(chains=0, weight_decay=decay)
+        start = system.rbm.W.detach().clone()
+        optimizer = build_optimizer("rbm", system.rbm, system.optimizers()["rbm"], OptimizerSpec())
+        system.loss(random_batch(system, 16), g(5)).value.backward()
+        optimizer.step()
+        steps.append((system.rbm.W.detach(), system.rbm.a.detach(), system.rbm.b.detach()))
+    for bias, same in zip(steps[0][1:], steps[1][1:], strict=True):
+        assert torch.equal(bias, same)
+    torch.testing.assert_close(steps[1][0], steps[0][0] - system.config.lr * 0.5 * start)
 
 
 def test_more_gibbs_steps_come_nearer_to_the_likelihoods_gradient() -> None:

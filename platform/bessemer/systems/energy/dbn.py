@@ -1,7 +1,9 @@
 """Deep belief network (Hinton, Osindero and Teh 2006): RBMs, each trained on the hidden layer of the one before.
 
 The two top layers are an RBM; below it arrows point downwards. Likelihoods are bounded as by Salakhutdinov and Murray
-(2008), section 4.2.
+(2008), section 4.2. Weights are not tuned by wake and sleep afterwards. Preset `mnist` has the paper's layers without
+its labels, and the 50 passes through the images for each that the authors' code has (mnistclassify.m of Hinton and
+Salakhutdinov 2006); `mnist-500-2000` is that of Salakhutdinov and Murray.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from bessemer.nn.binary import draw_bits
 from bessemer.nn.precision import full_precision
 from bessemer.nn.values import has_values
 from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, Stage, SystemConfig, Update
-from bessemer.systems.energy.rbm import BinaryConfig, LogZ, RBMNetwork, as_bits, as_images, protocol
+from bessemer.systems.energy.rbm import BinaryConfig, LogZ, RBMNetwork, as_bits, as_images, penalty, protocol
 from bessemer.systems.likelihood import LikelihoodSystem
 
 __all__ = ["DBN", "DBNConfig"]
@@ -91,8 +93,7 @@ class DBN(LikelihoodSystem):
         return {f"rbm{i}": layer for i, layer in enumerate(self.layers, 1)}
 
     def optimizers(self) -> dict[str, OptimizerDefaults]:
-        c = self.config
-        rule = OptimizerDefaults("sgd", lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
+        rule = OptimizerDefaults("sgd", lr=self.config.lr, momentum=self.config.momentum)
         return dict.fromkeys(self.networks(), rule)
 
     def stages(self) -> Sequence[Stage]:
@@ -127,12 +128,12 @@ class DBN(LikelihoodSystem):
         return states
 
     def loss(self, batch: Batch, generator: Generator, index: int) -> Loss:
-        """CD-k of layer `index`, whose data are bits of the layer below: E[F(h⁰)] - E[F(hᵏ)], see the RBM."""
+        """CD-k of layer `index`, see the RBM; its data are bits of the layer below."""
         rbm = self.layers[index]
         with full_precision(rbm.W):
             h0 = self._up(as_bits(batch.images, self.config.binarise, generator), index, generator)[-1]
             hk = rbm.gibbs(h0, self.config.gibbs_steps, generator)
-            value = rbm.free_energy(h0).mean() - rbm.free_energy(hk).mean()
+            value = rbm.free_energy(h0).mean() - rbm.free_energy(hk).mean() + penalty(self.config, rbm.W)
             back = F.binary_cross_entropy(rbm.visible_given(rbm.hidden_given(h0)), h0)
         return Loss(value, {f"reconstruction/{index + 1}": back.detach()})
 
