@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
 import torch
 from tests.systems.tiny import random_batch
 
+from bessemer.nn.likelihoods import quantise
 from bessemer.systems.autoregressive.pixelcnnpp import CachedSampler, PixelCNNPP
-from bessemer.systems.autoregressive.shifted import ShiftedConv2d
+from bessemer.systems.autoregressive.shifted import ShiftedConv2d, ShiftedDeconv2d
 from bessemer.systems.contract import Batch
 from bessemer.systems.registry import build
 
@@ -84,13 +86,54 @@ def test_the_first_images_leave_convolutions_normalised() -> None:
     system.init_from_data(batch, g())
     seen = []
     for layer in system.pixelcnn.modules():
-        if isinstance(layer, ShiftedConv2d):
+        if isinstance(layer, (ShiftedConv2d, ShiftedDeconv2d)):
             layer.register_forward_hook(lambda m, args, out: seen.append((m.init_scale, out)))
     system.pixelcnn(batch.images)
     assert len(seen) > 20
     for scale, y in seen:
         assert y.mean((0, 2, 3)).abs().max() < 1e-3 * max(1, y.abs().max().item())
         torch.testing.assert_close(y.std((0, 2, 3), correction=0), torch.full((y.shape[1],), scale), rtol=0.02, atol=0)
+
+
+@torch.no_grad()
+def test_gains_are_lengths_of_the_weights_of_each_output() -> None:
+    """By what a layer does to one pixel: the length of all answers of an output to each input is its gain."""
+    for layer in (ShiftedConv2d(3, 5, (2, 3)), ShiftedDeconv2d(3, 5, (2, 3))):
+        layer.init_weights(g())
+        layer.log_gain.normal_(generator=g(1))
+        x = torch.zeros(3, 3, 4, 4)
+        for channel in range(3):
+            x[channel, channel, 1, 1] = 1
+        lengths = layer(x).square().sum((0, 2, 3)).sqrt()
+        torch.testing.assert_close(lengths, layer.log_gain.exp().flatten())
+
+
+@pytest.mark.parametrize("fields", [{}, {"channels": 3}])
+@torch.no_grad()
+def test_pixels_are_drawn_from_the_whole_networks_distribution(fields: dict[str, Any]) -> None:
+    """With the same draws, given the pixels that were drawn before."""
+    system = small(**fields)
+    images, draws = system.sample(torch.zeros(3, dtype=torch.int64), g(4)), g(4)
+    whole = system.pixelcnn(images)
+    agree = []
+    for row, column in itertools.product(range(8), repeat=2):
+        pixel = (..., slice(row, row + 1), slice(column, column + 1))
+        agree.append(torch.isclose(system._mixture(whole[pixel]).sample(draws), images[pixel]))
+    assert torch.stack(agree).float().mean() > 0.98, (
+        "but for draws so near to the border of a level that rounding decides"
+    )
+
+
+def test_the_loss_is_bits_per_dimension_of_the_highest_bits() -> None:
+    system = small(dropout=0.0, bits=5)
+    batch = random_batch(system)
+    kept = Batch(quantise(batch.images, 5).add(1).mul(127.5).floor().div(127.5).sub(1), batch.labels)
+    nats = system.log_likelihood(batch, g())
+    torch.testing.assert_close(
+        system.loss(batch, g()).value.item(), -nats.mean().item() / 64 / math.log(2), rtol=1e-5, atol=0
+    )
+    assert not torch.equal(kept.images, batch.images)
+    torch.testing.assert_close(system.log_likelihood(kept, g()), nats)
 
 
 def test_features_are_dropped_in_training_alone() -> None:

@@ -16,6 +16,9 @@ from bessemer.nn.data_init import DataInitialised
 
 __all__ = ["ShiftedConv2d", "ShiftedDeconv2d", "blank_map", "put"]
 
+_STILL = 1e-5
+"""Deviation below which an output is the same for all images, but for rounding."""
+
 
 def blank_map(x: Tensor, channels: int, height: int, width: int) -> Tensor:
     """A map to be filled pixel by pixel, with the zeros around it that convolutions see: [N, C, H + 1, W + 2]."""
@@ -29,12 +32,17 @@ def put(blank: Tensor, part: Tensor, row: int, column: int) -> None:
 
 
 class _WeightNormalised(DataInitialised):
-    """v with a gain for each of its rows and a bias for each output channel."""
+    """v with a gain and a bias for each output channel.
 
-    def __init__(self, shape: tuple[int, ...], out_channels: int) -> None:
+    Args:
+        init_scale: standard deviation of the outputs for the first images.
+    """
+
+    def __init__(self, shape: tuple[int, ...], out_channels: int, init_scale: float = 1.0) -> None:
         super().__init__()
+        self.init_scale = init_scale
         self.weight = nn.Parameter(torch.zeros(shape))
-        self.log_gain = nn.Parameter(torch.zeros(shape[0], 1, 1, 1))
+        self.log_gain = nn.Parameter(torch.zeros(out_channels, 1, 1, 1))
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     @torch.no_grad()
@@ -46,6 +54,18 @@ class _WeightNormalised(DataInitialised):
 
     def effective_weight(self) -> Tensor:
         return weight_normalised(self.weight, self.log_gain)
+
+    @torch.no_grad()
+    def _adjusted(self, y: Tensor) -> Tensor:
+        """The output with mean 0 and deviation `init_scale` in each channel; the layer now gives just that.
+
+        Channels that no pixel moves, as the smallest maps of the smallest images have them, keep their gain.
+        """
+        std, mean = torch.std_mean(y.float(), (0, 2, 3), correction=0)
+        scale = torch.where(std > _STILL, self.init_scale / std.clamp_min(_STILL), 1.0)
+        self.bias.copy_((self.bias - mean) * scale)
+        self.log_gain.add_(scale.log().view(-1, 1, 1, 1))
+        return (y - mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
 
 
 class ShiftedConv2d(_WeightNormalised):
@@ -61,20 +81,10 @@ class ShiftedConv2d(_WeightNormalised):
     def __init__(
         self, in_channels: int, out_channels: int, kernel: tuple[int, int], *, stride: int = 1, init_scale: float = 1.0
     ) -> None:
-        super().__init__((out_channels, in_channels, *kernel), out_channels)
-        self.init_scale = init_scale
+        super().__init__((out_channels, in_channels, *kernel), out_channels, init_scale)
         self.kernel, self.stride = kernel, stride
         self.left = kernel[1] // 2
         """Columns that it sees to the left."""
-
-    @torch.no_grad()
-    def _adjusted(self, y: Tensor) -> Tensor:
-        """The output with mean 0 and deviation `init_scale` in each channel; the layer now gives just that."""
-        std, mean = torch.std_mean(y.float(), (0, 2, 3), correction=0)
-        scale = self.init_scale / (std + 1e-6)
-        self.bias.copy_((self.bias - mean) * scale)
-        self.log_gain.add_(scale.log().view(-1, 1, 1, 1))
-        return (y - mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H/stride, W/stride]."""
@@ -97,21 +107,22 @@ class ShiftedConv2d(_WeightNormalised):
 
 
 class ShiftedDeconv2d(_WeightNormalised):
-    """Transposed convolution that doubles height and width: 2×2 pixels from one, and with (2, 3) its neighbour's too.
-
-    Gains belong to inputs, so the first images leave it as it is; the layers that follow adjust themselves.
-    """
+    """Transposed convolution that doubles height and width: 2×2 pixels from one, with (2, 3) its neighbour's too."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> None:
         super().__init__((in_channels, out_channels, *kernel), out_channels)
-        assert in_channels == out_channels, "gains are one for each input, biases one for each output"
         self.kernel = kernel
+
+    def effective_weight(self) -> Tensor:
+        """W [in, out, 2, k]: inputs come first, and a gain is of one output."""
+        return weight_normalised(self.weight.transpose(0, 1), self.log_gain).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, 2H, 2W]."""
         y = F.conv_transpose2d(x, self.effective_weight(), self.bias, 2)
         first = (self.kernel[1] - 1) // 2
-        return y[:, :, :, first : first + 2 * x.shape[3]]
+        y = y[:, :, :, first : first + 2 * x.shape[3]]
+        return self._adjusted(y) if self.initialises else y
 
     def at(self, x: Tensor, weight: Tensor, row: int, start: int, stop: int) -> Tensor:
         """The two rows of outputs that belong to columns start to stop of one row: [N, out, 2, 2·(stop - start)]."""
