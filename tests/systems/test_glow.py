@@ -14,8 +14,10 @@ from torch import nn
 from bessemer.data.packing.pack import pack
 from bessemer.data.reading.dataset import ShardedDataset
 from bessemer.nn.data_init import ActNorm, initialising
+from bessemer.nn.likelihoods import quantise
 from bessemer.orchestration.worker import _init_from_data
 from bessemer.spec.job import JobSpec
+from bessemer.systems.contract import Batch
 from bessemer.systems.flow.glow import Coupling, Glow, InvertibleConv
 from bessemer.systems.registry import build
 
@@ -157,6 +159,45 @@ def test_sizes_of_the_papers_models(preset: str, fields: dict[str, object], coun
     with torch.device("meta"):
         flow = build("glow", preset, fields).networks()["flow"]
     assert sum(p.numel() for p in flow.parameters()) == count
+
+
+@torch.no_grad()
+def test_probabilities_of_all_images_sum_to_the_share_of_samples_that_are_images() -> None:
+    """Four pixels of one bit; the rest of the flow's density lies outside the cube of dequantised images."""
+    system = build("glow", "tiny8", {"resolution": 2, "levels": 1, "steps": 2, "width": 8, "bits": 1})
+    assert isinstance(system, Glow)
+    system.init_weights(g())
+    for i, p in enumerate(system.flow.parameters()):
+        p += 0.1 * torch.randn(p.shape, generator=g(i))
+    with initialising(system.flow):
+        system.flow(torch.rand(64, 1, 2, 2, generator=g(1)) - 0.5)
+    bits = (torch.arange(16)[:, None] >> torch.arange(4)) & 1
+    images = (2 * bits.float() - 1).view(16, 1, 2, 2).repeat(4000, 1, 1, 1)
+    found = system.log_likelihood(Batch(images, torch.zeros(len(images), dtype=torch.int64)), g())
+    drawn = system.flow.inverse([torch.randn(40_000, *s, generator=g(2)) for s in system.latent_shapes.values()])
+    share = (drawn.abs() < 0.5).flatten(1).all(1).double().mean().item()
+    assert 0.05 < share < 0.95
+    assert found.exp().sum().item() / 4000 == pytest.approx(share, abs=0.015)
+
+
+def test_the_loss_is_bits_per_dimension_and_latents_of_images_give_them_back() -> None:
+    system = tiny_system("glow", bits=5)
+    assert isinstance(system, Glow)
+    batch = random_batch(system)
+    nats = system.log_likelihood(batch, g(7))
+    assert system.loss(batch, g(7)).value.item() == pytest.approx(-nats.mean().item() / 64 / math.log(2), rel=1e-5)
+    noise, log_p = system.flow(system._seen(batch.images, g(7)))
+    torch.testing.assert_close(nats, log_p.double() - 64 * 5 * math.log(2))
+    with torch.no_grad():
+        again = system.generate(dict(zip(system.latent_shapes, noise, strict=True)), batch.labels)
+    torch.testing.assert_close(again, quantise(batch.images, 5))
+
+
+def test_temperature_scales_the_noise() -> None:
+    system, labels, draws = tiny_system("glow"), torch.zeros(4, dtype=torch.int64), g(2)
+    noise = {k: 0.6 * torch.randn(4, *shape, generator=draws) for k, shape in system.latent_shapes.items()}
+    with torch.no_grad():
+        assert torch.equal(system.sample(labels, g(2), 0.6), system.generate(noise, labels))
 
 
 def test_temperature_narrows_and_zero_is_one_image() -> None:

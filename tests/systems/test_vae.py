@@ -74,6 +74,7 @@ def test_loss_by_hand() -> None:
     kl = -0.5 * (1 + 2 * log_sigma - mu**2 - (2 * log_sigma).exp()).sum(1).mean()
     torch.testing.assert_close(loss.value, cross_entropy + 3 * kl)
     torch.testing.assert_close(loss.scalars["elbo/kl"], kl.detach())
+    torch.testing.assert_close(loss.scalars["elbo/bits_per_dim"], (cross_entropy + kl).detach() / 64 / math.log(2))
 
 
 def test_capacity_rises_with_the_clock() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -54,6 +55,25 @@ def test_the_decoders_gradient_passes_straight_through() -> None:
     assert torch.equal(gradient, weight)
 
 
+def test_commitment_draws_vectors_to_their_codes() -> None:
+    layer, z = book(), torch.randn(2, 3, 4, 4, generator=g(1)).requires_grad_()
+    e, _, commitment = layer(z)
+    (gradient,) = torch.autograd.grad(commitment, z)
+    torch.testing.assert_close(gradient, 2 * (z - e).detach() / z.numel())
+
+
+def test_counts_are_smoothed_and_keep_their_sum() -> None:
+    layer = book(decay=0.9, eps=0.5)
+    z, start = torch.randn(4, 3, 2, 2, generator=g(1)), layer.codes.clone()
+    begin_update([layer])
+    layer.observe(z, layer.nearest(z))
+    end_update([layer])
+    chose = torch.nn.functional.one_hot(torch.cdist(z.movedim(1, -1).reshape(-1, 3), start).argmin(1), 7).float()
+    counts, sums = 0.9 + 0.1 * chose.sum(0), 0.9 * start + 0.1 * chose.T @ z.movedim(1, -1).reshape(-1, 3)
+    smoothed = (counts + 0.5) / (counts.sum() + 7 * 0.5) * counts.sum()
+    torch.testing.assert_close(layer.codes, sums / smoothed[:, None])
+
+
 def test_codes_are_moving_averages_of_all_workers_vectors() -> None:
     alone = book(decay=0.9)
     pair = [copy.deepcopy(alone), copy.deepcopy(alone)]
@@ -101,6 +121,64 @@ def test_shapes_and_stages(levels: int) -> None:
     assert [u.name for u in system.updates(Clock(0, 0))] == ["reconstruction"]
     later = [u.name for u in system.updates(Clock(20_000, 0))]
     assert later == [["prior"], ["prior_top", "prior_bottom"]][levels - 1]
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_loss_by_hand(levels: int) -> None:
+    """Squared errors of pixels, and of every level's vectors against their codes; both maps reach the image."""
+    system, z = small(levels=levels, commitment=0.3), list[torch.Tensor]()
+    for layer in system.vqvae.codebooks:
+        layer.register_forward_hook(lambda m, args, out: z.append(args[0]))
+    batch = random_batch(system)
+    loss = system.loss(batch, g())
+    codes = [layer.look_up(layer.nearest(v)) for layer, v in zip(system.vqvae.codebooks, z, strict=True)]  # type: ignore[operator]
+    image = system.vqvae.decode(codes)
+    expected = (image - batch.images).square().mean() + 0.3 * sum(
+        (v - e).square().mean() for v, e in zip(z, codes, strict=True)
+    )
+    torch.testing.assert_close(loss.value, expected)
+    for level in range(levels):
+        other = [e + 1.0 if i == level else e for i, e in enumerate(codes)]
+        assert not torch.allclose(system.vqvae.decode(other), image)
+
+
+def test_the_bottom_sees_the_codes_of_the_top() -> None:
+    system, z = small(levels=2), list[torch.Tensor]()
+    top, bottom = system.vqvae.codebooks
+    bottom.register_forward_hook(lambda m, args, out: z.append(args[0]))
+    for move in (0.0, 1.0):
+        top.codes += move  # type: ignore[operator]
+        system.vqvae.encode(random_batch(system).images)
+    assert not torch.allclose(z[0], z[1])
+
+
+def test_loss_of_the_priors_by_hand() -> None:
+    system = small(levels=2, classes=3, prior_dropout=0.0)
+    batch = random_batch(system)
+    _, indices, _ = system.vqvae.encode(batch.images)
+    for level, prior in enumerate(system.priors):
+        logits = prior(indices[level], batch.labels, indices[0] if level else None, None)
+        p = torch.softmax(logits, 1).gather(1, indices[level][:, None])
+        torch.testing.assert_close(system.prior_loss(batch, g(), level).value, -p.log2().mean())
+        other = prior(indices[level], (batch.labels + 1) % 3, indices[0] if level else None, None)
+        assert not torch.allclose(other, logits)
+
+
+@torch.no_grad()
+def test_codes_are_drawn_from_the_priors_and_decoded() -> None:
+    """The same draws from the distributions that the whole networks give, by the inverse of what Gumbel noise does."""
+    system = small(levels=2, classes=3)
+    labels, draws, indices = torch.tensor([2, 0]), g(6), list[torch.Tensor]()
+    for level, prior in enumerate(system.priors):
+        side = 4 << level
+        index = torch.zeros(2, side, side, dtype=torch.int64)
+        for row, column in itertools.product(range(side), repeat=2):
+            logits = prior(index, labels, indices[0] if level else None, None)[:, :, row, column]
+            u = torch.rand(logits.shape, generator=draws, dtype=torch.float64)
+            index[:, row, column] = (torch.softmax(logits, 1) / -u.log()).argmax(1)  # exponential races
+        indices.append(index)
+    expected = system.vqvae.decode(system.vqvae.look_up(indices)).clamp(-1, 1)
+    torch.testing.assert_close(system.sample(labels, g(6)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_first_codes_are_vectors_of_the_encoder() -> None:

@@ -1,8 +1,11 @@
 """Variational auto-encoder (Kingma and Welling 2014, arXiv:1312.6114) and β-VAE (Higgins et al., ICLR 2017).
 
-The MLPs are those of appendix C of the first paper, the convolutions those of table 1 in the appendix of the second,
-for faces; of dSprites those of Locatello et al. 2019 (arXiv:1811.12359), and with a capacity those of Burgess et al.
-2018 (arXiv:1804.03599, appendix). The first papers use Adagrad in places; here it is Adam, as in all later ones.
+The MLPs are those of appendix C of the first paper. The convolutions are those of table 1 in the appendix of the
+second, for faces (CelebA); for dSprites they are the same, with latents, β and learning rate of Locatello et al. 2019
+(arXiv:1811.12359), whose own encoder ends in kernels of 2×2; and with a capacity those of Burgess et al. 2018
+(arXiv:1804.03599, appendix). The first papers use Adagrad in places; here it is Adam, as in all later ones. Initial
+weights are ours. A β belongs to the width of p(x | z), which these papers leave open where it is normal: here it is
+learned.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """WaveNet (van den Oord et al. 2016, arXiv:1609.03499): sound sample by sample, by dilated causal convolutions.
 
 Each sample is one of 256 levels of the μ-law, and its distribution a softmax of all samples before it that the stack of
-convolutions reaches. Where the paper gives no widths, they are those of the open implementation tensorflow-wavenet
-(wavenet_params.json of ibab/tensorflow-wavenet: 5 times 10 layers, 32 residual, 32 gated and 512 skip channels).
+convolutions reaches. The paper gives no widths and no learning rate: they are those of the open implementation
+tensorflow-wavenet (wavenet_params.json and train.py of ibab/tensorflow-wavenet: 5 times 10 layers, 32 residual, 32
+gated and 512 skip channels, Adam with 1e-3).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class WaveNetConfig(BaseConfig):
 
 
 class _Layer(nn.Module):
-    """z = tanh(W_f ∗ x + V_f h) ⊙ σ(W_g ∗ x + V_g h) (eq. 2 and 3), then 1×1 to the residual stream and to the skip."""
+    """z = tanh(W_f ∗ x + V_f h) ⊙ σ(W_g ∗ x + V_g h) (eq. 2, section 2.5), then 1×1 to the next layer and the skip."""
 
     def __init__(self, c: WaveNetConfig, dilation: int, *, last: bool) -> None:
         super().__init__()
@@ -205,7 +206,7 @@ class WaveNet(LikelihoodSystem):
         init_weights(self.wavenet, generator, "xavier")
 
     def _nats(self, batch: Batch) -> Tensor:
-        """-ln p(x_t | x_1, ..., x_{t-1}, h) of each sample (eq. 1), [N, T]."""
+        """-ln p(x_t | x_1, ..., x_{t-1}, h) of each sample (eq. 3), [N, T]."""
         codes = mu_law_encode(batch["audio"], self.config.levels)
         one_hot = torch.zeros(len(codes), self.config.levels, codes.shape[1], device=codes.device)
         one_hot.scatter_(1, codes[:, None], 1.0)

@@ -1,7 +1,7 @@
 """Glow (Kingma and Dhariwal 2018, arXiv:1807.03039): steps of actnorm, an invertible 1×1 convolution and a coupling.
 
-The hidden convolutions have biases where the authors' code has actnorm; so the networks have as many parameters as the
-best known port to PyTorch.
+The hidden convolutions have biases where the authors' code has actnorm, and zeros around the image where it has a mark
+of the border; so the networks have as many parameters as the best known port to PyTorch.
 """
 
 from __future__ import annotations
@@ -47,11 +47,14 @@ class GlowConfig(SystemConfig):
     least_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Lower bound of the scales of affine couplings. The paper has none, so inverses have no bound: where h is far
     below zero, drawing divides by almost nothing, and the next coupling sees the result. Above 0 an inverse enlarges
-    by 1/least_scale at most; the stable variant of Behrmann et al. 2021 (arXiv:2006.09347) has 0.5."""
+    by 1/least_scale at most; the stable variant of Behrmann et al. 2021 (arXiv:2006.09347) has 0.5. Deviations of
+    the priors have no bound, as in the authors' code: without one here, bounding them does not keep all samples finite;
+    with one, they need none (benchmarks/README.md)."""
     bits: Annotated[int, Field(ge=1, le=8)] = 8
     """Highest bits of each pixel that are modelled; the rest is cut off."""
     lr: Positive = 1e-3
-    """Adamax's learning rate; the authors warm it up over ten epochs, which a job says in `training.lr_schedule`."""
+    """Learning rate of Adamax, which the authors' code has where the paper says Adam; it is warmed up over ten epochs,
+    which a job says in `training.lr_schedule`."""
 
     @model_validator(mode="after")
     def _check(self) -> GlowConfig:
@@ -321,7 +324,10 @@ class Glow(LikelihoodSystem):
 
     @torch.no_grad()
     def sample(self, labels: Tensor, generator: Generator, truncation: float | None = None) -> Tensor:
-        """Draw images; `truncation` is the temperature T that σ of every prior is multiplied by (section 5)."""
+        """Draw images; `truncation` is T, which σ of every prior is multiplied by (section 6).
+
+        With additive couplings that is the density to the power of 1/T², normalised.
+        """
         latents = {
             name: (1.0 if truncation is None else truncation)
             * torch.randn(len(labels), *shape, generator=generator, device=generator.device)
