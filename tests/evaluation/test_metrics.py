@@ -5,6 +5,7 @@ import pytest
 from scipy import linalg
 
 from bessemer.errors import EvaluationError
+from bessemer.evaluation import metrics
 from bessemer.evaluation.cleanfid_import import import_cleanfid
 from bessemer.evaluation.metrics import (
     frechet_distance,
@@ -51,6 +52,62 @@ def test_frechet_distance_is_the_same_without_scipy(monkeypatch: pytest.MonkeyPa
     assert found[1] == pytest.approx(found[0], rel=1e-9)
     monkeypatch.setitem(sys.modules, "scipy.linalg", None)
     assert (frechet_distance(x, y), frechet_distance(*with_zeros)) == pytest.approx(found, rel=1e-12)
+
+
+def by_eigenvalues(x: np.ndarray, y: np.ndarray) -> float:
+    """In all d dimensions, whatever the rank: tr sqrt(cov_x cov_y) by the eigenvalues of the product."""
+    cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    cross = np.sqrt(np.linalg.eigvals(cov_x @ cov_y).real.clip(0)).sum()
+    return float(np.square(x.mean(0) - y.mean(0)).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
+
+
+@pytest.mark.parametrize("n", [300, 30])
+def test_copies_of_columns_change_nothing_but_the_time(n: int) -> None:
+    """Grey images in three channels; one column is a copy in one of the sets alone, and others are constant.
+
+    A zero eigenvalue is known to 1e-16 only, and its root to 1e-8.
+    """
+    x, y = features(n, 20, 20), features(200, 20, 21, shift=0.2)
+    x[:, 4], y[:, 5], x[:, 6] = x[:, 3], 0.5, -0.25
+    order = np.random.default_rng(0).permutation(60)
+    copied = [np.tile(side, 3)[:, order] for side in (x, y)]
+    small = [np.sqrt(3) * side for side in (x, y)]
+    assert [side.shape for side in metrics._without_copies(*copied)] == [(n, 20), (200, 20)]
+    assert frechet_distance(*copied) == pytest.approx(by_eigenvalues(*small), rel=1e-7)
+    assert frechet_distance(*copied) == pytest.approx(by_eigenvalues(*copied), rel=1e-6)
+    assert frechet_distance(*copied[::-1]) == pytest.approx(frechet_distance(*copied), rel=1e-7)
+
+
+def test_columns_that_are_alike_at_first_and_not_to_the_end_are_no_copies() -> None:
+    x, y = features(400, 6, 22), features(300, 6, 23)
+    x[:, 2], y[:, 2] = x[:, 1], y[:, 1]
+    y[-1, 2] += 1e-6
+    assert [side is whole for side, whole in zip(metrics._without_copies(x, y), (x, y), strict=True)] == [False, False]
+    assert [side.shape[1] for side in metrics._without_copies(x, y)] == [6, 6]
+    y[-1, 2] -= 1e-6
+    y[:, 2] = y[:, 1]
+    assert [side.shape[1] for side in metrics._without_copies(x, y)] == [5, 5]
+
+
+@pytest.mark.parametrize("n", [3, 50])
+def test_images_that_are_all_the_same_have_a_distance(n: int) -> None:
+    flat, y = np.tile(np.arange(5.0), (n, 1)), features(60, 5, 26)
+    expected = np.square(flat[0] - y.mean(0)).sum() + np.cov(y, rowvar=False).trace()
+    assert frechet_distance(flat, y) == pytest.approx(expected) == frechet_distance(y, flat)
+    assert frechet_distance(flat, flat + 1) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("ranks", [(15, 15), (15, 40), (40, 15)])
+def test_singular_covariances_of_many_images_have_the_distance_of_their_subspace(ranks: tuple[int, int]) -> None:
+    """Real, generated or both in a subspace; no column is a copy."""
+    turn = linalg.qr(np.random.default_rng(1).normal(size=(40, 40)))[0]
+    low = [features(400, r, seed, shift=0.1) for r, seed in zip(ranks, (24, 25), strict=True)]
+    x, y = (np.pad(side, ((0, 0), (0, 40 - side.shape[1]))) @ turn for side in low)
+    padded = [np.pad(side, ((0, 0), (0, max(ranks) - side.shape[1]))) for side in low]
+    found = frechet_distance(x, y)
+    assert found == pytest.approx(by_eigenvalues(*padded), rel=1e-6)
+    assert found == pytest.approx(by_eigenvalues(x, y), rel=1e-6)
+    assert metrics.Gaussian.fitted(x).factor.shape[1] in (ranks[0], ranks[0] + 1)
 
 
 @pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
