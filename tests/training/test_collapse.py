@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bessemer.errors import TrainingError
 from bessemer.spec.job import GuardsSpec
+from bessemer.spec.load import load_job
 from bessemer.systems.contract import Clock, SystemConfig
 from bessemer.tracking.journal import Record, read_journal
 from bessemer.training.collapse import CollapseWatch, class_distances, largest_singular_value
@@ -88,6 +89,19 @@ def test_what_is_not_saturated(
     for k in range(50):
         it.logged(values, Clock(1000 * k, k))
     assert not said
+
+
+def test_squared_errors_need_a_smaller_distance(
+    watch: Callable[..., tuple[CollapseWatch, list[dict[str, Any]]]],
+) -> None:
+    """Least squares hold the scores to 1 and 0: the default never speaks, that of the jobs does."""
+    won = {"scores/real": 0.97, "scores/fake": 0.02, "loss/discriminator": 0.004}
+    job = load_job(Path(__file__).parents[2] / "jobs" / "cyclegan-tint.yaml")
+    for saturation, alerts in (({}, 0), (job.guards.saturation, 1)):
+        it, said = watch(saturation=saturation)
+        for k in range(20):
+            it.logged(won, Clock(1000 * k, k))
+        assert len(said) == alerts
 
 
 def test_actions_and_memory(watch: Callable[..., tuple[CollapseWatch, list[dict[str, Any]]]]) -> None:

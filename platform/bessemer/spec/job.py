@@ -177,7 +177,8 @@ class SaturationSpec(Section):
     """The discriminator wins: scores of real and generated images lie apart, and its loss is at its floor."""
 
     scores_apart: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
-    """Mean score of real images minus that of generated ones, at least."""
+    """Mean score of real images minus that of generated ones, at least; below 1 where squared errors draw the scores to
+    1 and 0 (CycleGAN)."""
     loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
     """Loss of the update `discriminator`, at most; losses of critics lie far below zero and never count."""
     for_kimg: PositiveKimg = 10.0
