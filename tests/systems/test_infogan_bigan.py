@@ -79,6 +79,33 @@ def test_a_generator_that_shows_its_code_is_found_out() -> None:
     assert 0.7 * math.log(10) < information.item() <= math.log(10)
 
 
+def test_the_bound_by_hand_for_a_q_that_is_sure_of_some_codes() -> None:
+    system = infogan()
+    mu, sigma = torch.tensor([[0.5, -0.25], [0.0, 0.75]]), torch.tensor([[0.1, 2.0], [1.0, 0.5]])
+    codes = torch.tensor([[0.4, 0.25], [1.0, 0.5]])
+    _, found = system.information(torch.zeros(2, 10), Normal(mu, sigma), torch.tensor([3, 4]), codes)
+    density = torch.distributions.Normal(mu, sigma).log_prob(codes).sum(1).mean()
+    assert found.item() == pytest.approx(density.item() + 2 * math.log(2), rel=1e-6)
+
+
+def test_losses_of_d_and_g_hold_the_information_with_its_weights() -> None:
+    system = infogan()
+    assert (system.config.categorical_weight, system.config.continuous_weight) == (1.0, 0.1)
+    batch, draws = random_batch(system), g(7)
+    z, category = torch.randn(4, 4, generator=draws), torch.randint(10, (4,), generator=draws)
+    codes = 2 * torch.rand(4, 2, generator=draws) - 1
+    with torch.no_grad():
+        fakes = system.generator(torch.cat([z, F.one_hot(category, 10).float(), codes], 1))
+        fake, logits, q = system.discriminator(fakes)
+        real, *_ = system.discriminator(batch.images)
+        categorical = torch.log_softmax(logits, 1)[torch.arange(4), category].mean() + math.log(10)
+        continuous = torch.distributions.Normal(q.mu, q.sigma).log_prob(codes).sum(1).mean() + 2 * math.log(2)
+        found = categorical + 0.1 * continuous
+        judged = -torch.sigmoid(real).log().mean() - (1 - torch.sigmoid(fake)).log().mean()
+        torch.testing.assert_close(system.discriminator_loss(batch, g(7)).value, judged - found)
+        torch.testing.assert_close(system.generator_loss(batch, g(7)).value, -torch.sigmoid(fake).log().mean() - found)
+
+
 def test_q_shares_the_trunk() -> None:
     system = infogan()
     _, logits, _ = system.discriminator(random_batch(system).images)
@@ -89,7 +116,7 @@ def test_q_shares_the_trunk() -> None:
 
 @pytest.mark.parametrize("name", ["infogan", "bigan"])
 def test_sizes_of_the_papers_networks(name: str) -> None:
-    """By arithmetic from the papers' tables: weights, biases, and two numbers for each batch-normalised feature."""
+    """By arithmetic from InfoGAN's table (weights, biases, two numbers per normalised feature) and BiGAN's code."""
 
     def linear(i: int, o: int) -> int:
         return i * o + o
@@ -100,12 +127,8 @@ def test_sizes_of_the_papers_networks(name: str) -> None:
         Q = linear(1024, 128) + 2 * 128 + linear(128, 14)
         sizes = {"generator": G, "discriminator": D + Q}
     else:
-        middle = linear(1024, 1024) + 2 * 1024
-        sizes = {
-            "generator": linear(50, 1024) + 2 * 1024 + middle + linear(1024, 784),
-            "encoder": linear(784, 1024) + middle + linear(1024, 50),
-            "discriminator": linear(834, 1024) + middle + linear(1024, 1),
-        }
+        ways = 50 * 1024 + 1024 * 1024 + 1024 * 784  # neither biases nor gains
+        sizes = {"generator": ways, "encoder": ways, "discriminator": ways + 1024}
     with torch.device("meta"):
         system = build(name, "mnist")
     assert {k: sum(p.numel() for p in n.parameters()) for k, n in system.networks().items()} == sizes
@@ -115,8 +138,8 @@ def test_both_pairs_are_judged_by_the_same_discriminator() -> None:
     system = bigan()
     batch, draws = random_batch(system), g(3)
     z = 2 * torch.rand(4, system.config.latent_dim, generator=draws) - 1
-    real = system.discriminator(torch.cat([batch.images.flatten(1), system.encoder(batch.images)], 1))
-    fake = system.discriminator(torch.cat([system.generator(z).flatten(1), z], 1))
+    real = system.discriminator(batch.images, system.encoder(batch.images))
+    fake = system.discriminator(system.generator(z), z)
     expected = F.softplus(-real).mean() + F.softplus(fake).mean()
     torch.testing.assert_close(system.discriminator_loss(batch, g(3)).value, expected)
     torch.testing.assert_close(system.generator_loss(batch, g(3)).value, F.softplus(-fake).mean())

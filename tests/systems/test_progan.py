@@ -41,13 +41,33 @@ def test_schedule_of_the_paper() -> None:
     with torch.device("meta"):
         system = build("progan", "celebahq1024")
     assert isinstance(system, ProGAN)
-    assert [s.kimg for s in system.stages()[:3]] == [600, 1200, 1200]
+    assert [s.kimg for s in system.stages()[:3]] == [800, 1600, 1600]
     assert [s.name for s in system.stages()][-1] == "1024 pixels"
-    found = [system.growth(Clock(kimg * 1000, 0)) for kimg in (0, 599, 600, 900, 1200, 1799, 1800, 9000, 20_000)]
+    found = [system.growth(Clock(kimg * 1000, 0)) for kimg in (0, 799, 800, 1200, 1600, 2399, 2400, 12_000, 20_000)]
     assert [4 << f.level for f in found] == [4, 4, 8, 8, 8, 8, 16, 1024, 1024]
     assert [f.alpha for f in found] == [1, 1, 0, 0.5, 1, 1, 0, 0, 1]
-    assert system.renewed(Clock(599_000, 1), Clock(600_000, 2)) == ("generator", "discriminator")
-    assert system.renewed(Clock(600_000, 2), Clock(601_000, 3)) == ()
+    assert system.renewed(Clock(799_000, 1), Clock(800_000, 2)) == ("generator", "discriminator")
+    assert system.renewed(Clock(800_000, 2), Clock(801_000, 3)) == ()
+
+
+def test_presets_are_the_authors_configurations() -> None:
+    """Of the code that made the paper's results, and of the later one."""
+    expected = {
+        "celebahq1024": (800, 800, 16, 1.0, 512),
+        "celebahq1024-fast": (600, 600, 4, 1.0, 512),
+        "lsun256": (800, 800, 16, 1.0, 512),
+        "cifar10": (400, 400, 16, 750.0, 128),
+    }
+    with torch.device("meta"):
+        for preset, numbers in expected.items():
+            system = build("progan", preset)
+            assert isinstance(system, ProGAN)
+            c = system.config
+            assert (c.fade_kimg, c.stable_kimg, c.minibatch_group, c.target, c.latent_dim) == numbers
+            assert (c.penalty, c.drift, c.lr) == (10.0, 1e-3, 1e-3)
+            adam = system.optimizers()["generator"]
+            assert (adam.name, adam.lr, adam.betas, adam.eps) == ("adam", 1e-3, (0.0, 0.99), 1e-8)
+        assert [system.config.width(level) for level in range(4)] == [128] * 4
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -67,6 +87,7 @@ def test_real_images_fade_like_generated_ones() -> None:
     x = torch.randn(2, 1, 16, 16, generator=g())
     assert torch.equal(shrink(x, Growth(2, 1.0)), x)
     torch.testing.assert_close(shrink(x, Growth(2, 0.0)), upsample(F.avg_pool2d(x, 2)))
+    torch.testing.assert_close(shrink(x, Growth(2, 0.3)), 0.7 * upsample(F.avg_pool2d(x, 2)) + 0.3 * x)
     torch.testing.assert_close(shrink(x, Growth(0, 1.0)), F.avg_pool2d(x, 4))
 
 
@@ -85,7 +106,7 @@ def test_samples_grow_and_keep_their_size() -> None:
 def test_pixel_norm_and_loss_by_hand() -> None:
     x = torch.randn(3, 5, 2, 2, generator=g())
     torch.testing.assert_close(pixel_norm(x).square().mean(1), torch.ones(3, 2, 2))
-    system, growth = small(drift=0.5), Growth(1, 0.3)
+    system, growth = small(drift=0.5, target=3.0), Growth(1, 0.3)
     batch, draws = random_batch(system), g(4)
     real = shrink(batch.images, growth)
     fake = system.generator(torch.randn(4, 8, generator=draws), growth).detach()
@@ -94,5 +115,7 @@ def test_pixel_norm_and_loss_by_hand() -> None:
     (gradient,) = torch.autograd.grad(system.discriminator(between, growth).sum(), between)
     D = system.discriminator
     expected = D(fake, growth).mean() - D(real, growth).mean() + 0.5 * D(real, growth).square().mean()
-    expected = expected + 10 * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    expected = expected + 10 / 9 * (gradient.flatten(1).norm(dim=1) - 3).square().mean()
     torch.testing.assert_close(system.discriminator_loss(batch, g(4), growth).value, expected)
+    fake = system.generator(torch.randn(4, 8, generator=g(4)), growth)
+    torch.testing.assert_close(system.generator_loss(batch, g(4), growth).value, -D(fake, growth).mean())

@@ -76,3 +76,11 @@ def test_critics_loss_by_hand() -> None:
     expected = system.critic(fakes).mean() - system.critic(batch.images).mean()
     expected = expected + 10 * sum((n - 1) ** 2 for n in norms) / 4
     torch.testing.assert_close(system.critic_loss(batch, generator("cpu", 5)).value, expected)
+
+
+def test_generators_loss_raises_the_critics_scores() -> None:
+    system = tiny_system("wgan-gp")
+    assert isinstance(system, WGANGP)
+    z = torch.randn(4, system.config.latent_dim, generator=g(6))
+    expected = -system.critic(system.generator(z)).sum() / 4
+    torch.testing.assert_close(system.generator_loss(random_batch(system), g(6)).value, expected)

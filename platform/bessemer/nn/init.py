@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -13,18 +14,20 @@ from bessemer.nn.instance_norm import InstanceNorm
 from bessemer.nn.norm import AffineBatchNorm, BatchNorm
 from bessemer.nn.spectral import SpectralNorm
 
-__all__ = ["WeightInit", "init_weights"]
+__all__ = ["WeightInit", "init_weights", "scale_branches"]
 
 WeightInit = Literal["orthogonal", "normal", "xavier", "uniform"]
 
 
 @torch.no_grad()
-def init_weights(module: nn.Module, generator: Generator, weights: WeightInit) -> None:
+def init_weights(
+    module: nn.Module, generator: Generator, weights: WeightInit, *, biases: Literal["uniform", "zeros"] = "uniform"
+) -> None:
     """Set every parameter and buffer of the layers of this package below `module`, in place.
 
     Weights of convolutions, linear layers and embeddings follow `weights`: orthogonal, N(0, 0.02²), Xavier uniform, or
-    uniform in ±1/√fan_in. Their biases are uniform in ±1/√fan_in, PyTorch's default. Gains of weight normalisation are
-    the lengths of the drawn weights. u of spectral norm is N(0, 1), not normalised.
+    uniform in ±1/√fan_in. Their biases follow `biases`: uniform in ±1/√fan_in, PyTorch's default, or 0. Gains of weight
+    normalisation are the lengths of the drawn weights. u of spectral norm is N(0, 1), not normalised.
 
     Args:
         generator: on the device of the module.
@@ -41,8 +44,10 @@ def init_weights(module: nn.Module, generator: Generator, weights: WeightInit) -
             if weights == "uniform":
                 nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             bias = getattr(layer, "bias", None)
-            if bias is not None:
+            if bias is not None and biases == "uniform":
                 nn.init.uniform_(bias, -bound, bound, generator=generator)
+            elif bias is not None:
+                nn.init.zeros_(bias)
         if isinstance(layer, WNConv2d):
             layer.reset_gain()
         if isinstance(layer, SpectralNorm):
@@ -56,3 +61,15 @@ def init_weights(module: nn.Module, generator: Generator, weights: WeightInit) -
             layer.reset()
         elif isinstance(layer, SelfAttention):
             nn.init.zeros_(layer.gamma)
+
+
+@torch.no_grad()
+def scale_branches(blocks: Iterable[nn.Module]) -> None:
+    """Multiply the weights of residual blocks' two convolutions by He's √2, for the ReLU before each, in place.
+
+    Args:
+        blocks: with layers `conv1` and `conv2`; shortcuts, which see no ReLU, stay as they are.
+    """
+    for block in blocks:
+        for name in ("conv1", "conv2"):
+            block.get_submodule(name).get_parameter("weight").mul_(2**0.5)

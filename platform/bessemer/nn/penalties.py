@@ -28,7 +28,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, target: floa
 
 
 def interpolated_penalty(
-    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, generator: Generator
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, generator: Generator, target: float = 1.0
 ) -> Tensor:
     """:func:`gradient_penalty` at a random point between each real image and a generated one (algorithm 1, line 6).
 
@@ -36,6 +36,7 @@ def interpolated_penalty(
         critic: x -> scores [N].
         real, fake: [N, C, H, W].
         generator: source of the points, one number for each pair.
+        target: norm without penalty.
     """
     epsilon = torch.rand(len(real), 1, 1, 1, generator=generator, device=generator.device).to(real.dtype)
-    return gradient_penalty(critic, torch.lerp(fake, real, epsilon))
+    return gradient_penalty(critic, torch.lerp(fake, real, epsilon), target)

@@ -1,6 +1,9 @@
 """BiGAN (Donahue, Krähenbühl and Darrell 2017, arXiv:1605.09782): a GAN that learns the way back, too.
 
-The networks are those of section 4.1 for MNIST: layers without structure in generator, encoder and discriminator.
+The networks are those of section 4.1 for MNIST: layers without structure in generator, encoder and discriminator. What
+the text leaves open is as in the authors' code: there are no biases, and batch normalisation has no parameters; both
+hidden layers of the generator are normalised, and the second ones of encoder and discriminator; the discriminator sees
+z in its second layer. Images lie in [-1, 1] and end with a tanh, in that code in [0, 1] and with a sigmoid.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from torch import Generator, Tensor, nn
 
 from bessemer.nn.convolutions import Linear
 from bessemer.nn.init import init_weights
-from bessemer.systems.adversarial.infogan import VectorNorm
+from bessemer.nn.norm import BatchNorm
 from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, System, SystemConfig, Update
 
-__all__ = ["BiGAN", "BiGANConfig"]
+__all__ = ["BiGAN", "BiGANConfig", "BiGANDiscriminator"]
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -38,7 +41,7 @@ class BiGANConfig(SystemConfig):
     lr: Positive = 2e-4
     """Adam's learning rate in all networks."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.5e-5
-    """L2 penalty."""
+    """L2 penalty, whose gradient joins that of the loss before Adam."""
 
     @property
     def pixels(self) -> int:
@@ -46,11 +49,30 @@ class BiGANConfig(SystemConfig):
         return self.channels * self.resolution**2
 
 
-def _mlp(inputs: int, hidden: int, outputs: int, *, slope: float, first_norm: bool) -> list[nn.Module]:
-    """Two hidden layers with leaky ReLU, batch-normalised but perhaps for the first."""
-    norm = [VectorNorm(hidden)] if first_norm else []
-    first = [Linear(inputs, hidden), *norm, nn.LeakyReLU(slope)]
-    return [*first, Linear(hidden, hidden), VectorNorm(hidden), nn.LeakyReLU(slope), Linear(hidden, outputs)]
+class _Norm(BatchNorm):
+    """Batch normalisation of vectors [N, C], without parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :, None, None])[:, :, 0, 0]
+
+
+def _linear(inputs: int, outputs: int) -> Linear:
+    return Linear(inputs, outputs, bias=False)
+
+
+class BiGANDiscriminator(nn.Module):
+    """D(x, z): images [N, C, R, R] and latents [N, latent_dim] -> log odds that they are an image and its code, [N]."""
+
+    def __init__(self, c: BiGANConfig) -> None:
+        super().__init__()
+        self.image, self.hidden = _linear(c.pixels, c.hidden), _linear(c.hidden, c.hidden)
+        self.latent = _linear(c.latent_dim, c.hidden)
+        self.norm, self.out = _Norm(c.hidden), _linear(c.hidden, 1)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        h = self.hidden(F.leaky_relu(self.image(x.flatten(1)), 0.2)) + self.latent(z)
+        scores: Tensor = self.out(F.leaky_relu(self.norm(h), 0.2)).squeeze(1)
+        return scores
 
 
 class BiGAN(System):
@@ -71,12 +93,18 @@ class BiGAN(System):
 
     def __init__(self, config: BiGANConfig) -> None:
         self.config = c = config
-        shape = (c.channels, c.resolution, c.resolution)
+        hidden, shape = c.hidden, (c.channels, c.resolution, c.resolution)
         self.generator = nn.Sequential(
-            *_mlp(c.latent_dim, c.hidden, c.pixels, slope=0.0, first_norm=True), nn.Tanh(), nn.Unflatten(1, shape)
-        )
-        self.encoder = nn.Sequential(nn.Flatten(), *_mlp(c.pixels, c.hidden, c.latent_dim, slope=0.2, first_norm=False))
-        self.discriminator = nn.Sequential(*_mlp(c.pixels + c.latent_dim, c.hidden, 1, slope=0.2, first_norm=False))
+            _linear(c.latent_dim, hidden), _Norm(hidden), nn.ReLU(),
+            _linear(hidden, hidden), _Norm(hidden), nn.ReLU(),
+            _linear(hidden, c.pixels), nn.Tanh(), nn.Unflatten(1, shape),
+        )  # fmt: skip
+        self.encoder = nn.Sequential(
+            nn.Flatten(), _linear(c.pixels, hidden), nn.LeakyReLU(0.2),
+            _linear(hidden, hidden), _Norm(hidden), nn.LeakyReLU(0.2),
+            _linear(hidden, c.latent_dim),
+        )  # fmt: skip
+        self.discriminator = BiGANDiscriminator(c)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "encoder": self.encoder, "discriminator": self.discriminator}
@@ -102,30 +130,25 @@ class BiGAN(System):
         """Draw z ~ U(-1, 1), [n, latent_dim]."""
         return 2 * torch.rand(n, self.config.latent_dim, generator=generator, device=generator.device) - 1
 
-    def scores(self, x: Tensor, z: Tensor) -> Tensor:
-        """D(x, z): log odds that the pair is an image and its code, [N]."""
-        found: Tensor = self.discriminator(torch.cat([x.flatten(1), z], 1))
-        return found.squeeze(1)
-
     def discriminator_loss(self, batch: Batch, generator: Generator) -> Loss:
         """E[softplus(-D(x, E(x)))] + E[softplus(D(G(z), z))] (eq. 3)."""
         z = self._latents(len(batch.images), generator)
         with torch.no_grad():
             fakes, codes = self.generator(z), self.encoder(batch.images)
-        real, fake = self.scores(batch.images, codes), self.scores(fakes, z)
+        real, fake = self.discriminator(batch.images, codes), self.discriminator(fakes, z)
         scalars = {"scores/real": real.mean().detach(), "scores/fake": fake.mean().detach()}
         return Loss(F.softplus(-real).mean() + F.softplus(fake).mean(), scalars)
 
     def generator_loss(self, batch: Batch, generator: Generator) -> Loss:
         """E[softplus(-D(G(z), z))]: the labels turned round (section 3.4)."""
         z = self._latents(len(batch.images), generator)
-        return Loss(F.softplus(-self.scores(self.generator(z), z)).mean())
+        return Loss(F.softplus(-self.discriminator(self.generator(z), z)).mean())
 
     def encoder_loss(self, batch: Batch, generator: Generator) -> Loss:  # noqa: ARG002  # draws nothing
         """E[softplus(D(x, E(x)))], likewise."""
         codes = self.encoder(batch.images)
         error = (codes.detach().abs() - 1).clamp_min(0).mean()
-        return Loss(F.softplus(self.scores(batch.images, codes)).mean(), {"codes/outside": error})
+        return Loss(F.softplus(self.discriminator(batch.images, codes)).mean(), {"codes/outside": error})
 
     @property
     def sampled_networks(self) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """InfoGAN (Chen et al. 2016, arXiv:1606.03657): part of the latent vector is a code that can be read off the image.
 
-The networks are those of table 1 in appendix C, for MNIST.
+The networks are those of table 1 in appendix C, for MNIST. Q gives each continuous code a variance of its own, as in
+the paper; the authors' code holds it at 1. z is normal and images end with a tanh; in that code z is uniform in
+[-1, 1], and images lie in [0, 1] and end with a sigmoid.
 """
 
 from __future__ import annotations
@@ -154,7 +156,7 @@ class InfoGAN(System):
 
     def init_weights(self, generator: Generator) -> None:
         for network in self.networks().values():
-            init_weights(network, generator, "normal")
+            init_weights(network, generator, "normal", biases="zeros")
 
     def _draw(self, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [n, latent_dim], and of them the category [n] and the continuous codes [n, continuous]."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from torch import Generator
+
+from bessemer.nn.init import init_weights, scale_branches
 from bessemer.systems.adversarial.biggan import BigGAN
 
 __all__ = ["SNGAN"]
 
-# Adam's numbers and the steps of D are the paper's (appendix B.2); initial weights and images per step of G are those
-# of the authors' code.
+# Adam's numbers and the steps of D are the paper's (appendix B.2), images per step of G those of the authors' code.
 _SNGAN = {
     "generator_width": 64, "latent_dim": 128, "shared_dim": 0, "hierarchical": False, "generator_spectral": False,
     "generator_attention": (), "discriminator_attention": (), "init": "xavier", "sn_eps": 1e-8, "adam_eps": 1e-8,
@@ -39,3 +41,10 @@ class SNGAN(BigGAN):
             **_SNGAN, "resolution": 128, "classes": 1000, "discriminator_width": 64, "thin_discriminator": True,
         },
     }  # fmt: skip
+
+    def init_weights(self, generator: Generator) -> None:
+        """Xavier, times He's √2 in the residual blocks' branches, and biases of 0, as in the authors' code."""
+        for network in self.networks().values():
+            init_weights(network, generator, self.config.init, biases="zeros")
+            if self.config.init == "xavier":
+                scale_branches(network.get_submodule("blocks").children())

@@ -1,6 +1,8 @@
 """WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028): a Wasserstein GAN whose critic is kept Lipschitz by a penalty.
 
-The residual networks are those of appendix F, for CIFAR-10.
+The residual networks are those of appendix F, for CIFAR-10. A block upsamples before its first convolution, as in the
+authors' code. That code also draws twice as many images for an update of the generator as for one of the critic, and
+adds noise of less than a step of the 8 bits to real images; neither is done here.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from bessemer.nn.convolutions import Conv2d, Linear
-from bessemer.nn.init import init_weights
+from bessemer.nn.init import init_weights, scale_branches
 from bessemer.nn.latents import normal_latents
 from bessemer.nn.norm import AffineBatchNorm
 from bessemer.nn.penalties import interpolated_penalty
@@ -157,8 +159,10 @@ class WGANGP(LatentSystem):
         ]
 
     def init_weights(self, generator: Generator) -> None:
+        """Xavier, times He's √2 in the residual blocks' branches, and biases of 0, as in the authors' code."""
         for network in self.networks().values():
-            init_weights(network, generator, "xavier")
+            init_weights(network, generator, "xavier", biases="zeros")
+            scale_branches(m for m in network.modules() if isinstance(m, (_FirstBlock, _Block)))
 
     def critic_loss(self, batch: Batch, generator: Generator) -> Loss:
         """E[D(x̃)] - E[D(x)] + λ·E[(‖∇D(x̂)‖₂ - 1)²] (eq. 3), x̂ between x and x̃, another point for each pair."""

@@ -174,7 +174,7 @@ class CycleGAN(TranslationSystem):
 
     def init_weights(self, generator: Generator) -> None:
         for network in self.networks().values():
-            init_weights(network, generator, "normal")
+            init_weights(network, generator, "normal", biases="zeros")
 
     def _domains(self, batch: Batch, generator: Generator) -> tuple[Tensor, Tensor]:
         """Images x of X and y of Y, each jittered by itself."""

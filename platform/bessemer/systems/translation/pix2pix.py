@@ -1,7 +1,8 @@
 """Pix2Pix (Isola et al. 2017, arXiv:1611.07004): a conditional GAN that translates images, learned from pairs.
 
 The networks are those of appendix 6.1. The paper's batch normalisation takes the statistics of the test batch when it
-samples, and its batches hold one image: that is instance normalisation, which is what stands here for every batch size.
+samples. Where batches hold one image, as for the facades, that is instance normalisation, which stands here for every
+batch size (the paper has 4 images for edges and shoes).
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ class Pix2Pix(TranslationSystem):
 
     def init_weights(self, generator: Generator) -> None:
         for network in self.networks().values():
-            init_weights(network, generator, "normal")
+            init_weights(network, generator, "normal", biases="zeros")
 
     def _pair(self, batch: Batch, generator: Generator) -> tuple[Tensor, Tensor]:
         """The pair (x, y), jittered alike."""

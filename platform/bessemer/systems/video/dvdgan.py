@@ -1,8 +1,11 @@
 """DVD-GAN (Clark, Donahue and Simonyan 2019, arXiv:1907.06571): BigGAN for clips, with two discriminators.
 
 A recurrent unit at each resolution of the generator makes the frames, residual blocks draw each of them. D_S judges k
-whole frames one by one, D_T a clip of half the resolution: together they see everything and cost little. The widths of
-the layers are BigGAN's where the paper's text gives none.
+whole frames one by one, D_T a clip of half the resolution: together they see everything and cost little.
+
+The widths of the layers (`generator_width`, `discriminator_width` and their multiples) are ours, after BigGAN's: they
+have not been compared with the paper's, and neither have the sizes of the networks. That D_T halves the number of
+frames in each of its two 3-D blocks is our reading, too.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class DVDGANConfig(SystemConfig):
     spatial_frames: Count = 8
     """k, frames of each clip that the spatial discriminator sees; at most `frames`."""
     generator_width: Count = 96
-    """ch of the generator: channels of a layer are multiples of it."""
+    """ch of the generator: channels of a layer are multiples of it; 96 is BigGAN's."""
     discriminator_width: Count = 96
     """ch of both discriminators."""
     latent_dim: Count = 120

@@ -31,7 +31,7 @@ G_WIDTHS = {
     128: (8, 8, 8, 4, 2, 1),
     256: (8, 8, 8, 4, 4, 2, 1),
 }
-"""Resolution -> channels over ch at 4x4 and after each stage of G, which doubles the resolution."""
+"""Resolution -> channels over ch at 4x4 and after each stage of G, which doubles the resolution; ours, see `dvdgan`."""
 D_WIDTHS = {
     16: (2, 4, 4),
     32: (4, 4, 4, 4),
@@ -39,7 +39,7 @@ D_WIDTHS = {
     128: (1, 2, 4, 8, 16, 16),
     256: (1, 2, 4, 8, 8, 16, 16),
 }
-"""Resolution -> channels over ch after each block of both discriminators, as in BigGAN's."""
+"""Resolution -> channels over ch after each block of both discriminators; from 32 pixels on BigGAN's, 16 is ours."""
 
 
 class _PerFrame(nn.Module):
