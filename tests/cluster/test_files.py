@@ -6,6 +6,7 @@ import configparser
 import copy
 import importlib.util
 import json
+import os
 import re
 import runpy
 import shlex
@@ -103,6 +104,51 @@ def test_kuberay_pods(spec: dict[str, Any]) -> None:
     assert ports == {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
     for group in workers:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_a_run_outlives_the_head_of_the_raycluster() -> None:
+    """What the head knows lies on a volume, and there is a node beside it for drivers, which always stays."""
+    spec = read("kubernetes/cluster.yaml")["spec"]
+    assert spec["gcsFaultToleranceOptions"]["backend"] == "rocksdb"
+    names = {each["name"] for each in spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]}
+    assert not names & {"RAY_gcs_storage", "RAY_gcs_storage_path"}, "the operator sets them, and refuses ours"
+    readme = (CLUSTER / "kubernetes/README.md").read_text()
+    assert "GCSFaultToleranceEmbeddedStorage" in readme, "the operator refuses the backend without its gate"
+    (group,) = re.findall(r"--driver-on ray.io/node-group=(\w+)", readme)
+    (stays,) = (each for each in spec["workerGroupSpecs"] if each["groupName"] == group)
+    assert stays["minReplicas"] == 1
+    assert stays["rayStartParams"]["num-cpus"] == "0", "workers would run there too"
+
+
+CRDS = os.environ.get("BESSEMER_KUBERAY_CRDS", "")
+
+
+@pytest.mark.skipif(not CRDS, reason="BESSEMER_KUBERAY_CRDS names no directory with KubeRay's ray.io_*.yaml")
+@pytest.mark.parametrize(("file", "crd"), [("cluster", "ray.io_rayclusters"), ("job", "ray.io_rayjobs")])
+def test_kuberay_takes_the_file(file: str, crd: str) -> None:
+    """Against `ray-operator/config/crd/bases` of the KubeRay that the README asks for."""
+    import jsonschema
+
+    versions = yaml.safe_load((Path(CRDS) / f"{crd}.yaml").read_text())["spec"]["versions"]
+    schema = next(each for each in versions if each["name"] == "v1")["schema"]["openAPIV3Schema"]
+    schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    config = read(f"kubernetes/{file}.yaml")
+    jsonschema.validate(config, _strict(schema))
+    config["spec"]["misspelt"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="misspelt"):
+        jsonschema.validate(config, schema)
+
+
+def _strict(schema: Any) -> Any:
+    """Refuse fields that the schema does not have, which Kubernetes would drop without a word."""
+    if isinstance(schema, dict):
+        if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+            schema.setdefault("additionalProperties", False)
+        if schema.get("x-kubernetes-int-or-string"):
+            schema.pop("type", None)
+    for each in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _strict(each)
+    return schema
 
 
 def test_the_rayjob_calls_our_command_line() -> None:
