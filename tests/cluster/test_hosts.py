@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def undisturbed(job: Path) -> Path:
+    """The same run on this machine, without Ray."""
+    run = job.parent / "undisturbed"
+    output, _ = (process := torchrun(job, run, workers=3)).communicate(timeout=300)
+    assert process.returncode == 0, output
+    return run
+
+
+@pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
     with network_hosts() as made:
         yield made
@@ -64,7 +74,7 @@ def assert_same_weights(run: Path, reference: Path, end: str = END) -> None:
     assert compared > 4 * 500_000
 
 
-def test_a_run_over_the_network_ends_as_a_local_one(hosts: Hosts, job: Path, tmp_path: Path) -> None:
+def test_a_run_over_the_network_ends_as_a_local_one(hosts: Hosts, job: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Submitted, stopped, and resumed from its uploads, after its directory was lost."""
     store = f"file://{tmp_path}/store"
     upload = ["--set", f"checkpoint.upload={store}"]
@@ -85,12 +95,37 @@ def test_a_run_over_the_network_ends_as_a_local_one(hosts: Hosts, job: Path, tmp
     assert hosts.bessemer("status", name, "--watch").splitlines()[-1].split()[1:3] == ["finished", "0.6/0.6"]
     logs = [(run / "logs" / f"worker-{rank}.log").read_text() for rank in range(3)]
     assert all("of 3, process" in log for log in logs)
+    assert_same_weights(run, undisturbed)
 
-    local = tmp_path / "local"
-    process = torchrun(job, local, workers=3)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert_same_weights(run, local)
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="a wrong clock needs a C compiler")
+def test_a_clock_that_is_wrong_changes_times_and_nothing_else(
+    hosts: Hosts, job: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """A quarter of an hour late, on the host of the driver and of a worker."""
+    hosts("kill", "worker-2")
+    hosts("start", "worker-2", "--clock", -900)
+    try:
+        began = time.time()
+        words = ["--driver-on", "host=worker-2", "--set", "training.total_kimg=0.24"]
+        name = hosts.bessemer("submit", job, "--runs", tmp_path, "--follow", *words).splitlines()[1]
+        run = tmp_path / name
+        events = [r for r in read_journal(run / "journal.jsonl") if r["kind"] == "event"]
+        # It was wrong indeed: for the driver, which wrote the first event, and for one worker.
+        assert events[0]["time"] < began - 600
+        logs = [(run / "logs" / f"worker-{rank}.log").read_text() for rank in range(3)]
+        assert sum(time.mktime(time.strptime(log[:19], "%Y-%m-%d %H:%M:%S")) < began - 600 for log in logs) == 1
+        (note,) = (str(each["reason"]) for each in events if each["event"] == "note")
+        assert re.match(r"the clock of node worker-2 is off by (89\d|900) s or more; times in the journal", note)
+
+        assert {"workers_lost", "resumed", "waiting", "warning"}.isdisjoint(each["event"] for each in events)
+        assert losses(run) == {nimg: each for nimg, each in losses(undisturbed).items() if nimg <= 240}
+        shown = hosts.bessemer("status", name)
+        assert re.search(r"state +finished for 0:0", shown), shown
+        assert re.search(r"checkpoint +0.24 kimg, 0:0[0-5]:\d\d ago", shown), shown
+    finally:
+        hosts("kill", "worker-2")
+        hosts("start", "worker-2")
 
 
 @pytest.mark.cluster

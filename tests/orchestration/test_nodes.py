@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from bessemer.errors import MachineError
-from bessemer.orchestration.nodes import Answer, _answer, gloo_address, judge
+from bessemer.orchestration.nodes import Answer, _answer, check_nccl_interfaces, gloo_address, judge
 
 VERSIONS = {"python": "3.11.9", "torch": "2.13.0"}
 GOOD = Answer(host="a", time=100.0, versions=VERSIONS, missing=(), unwritable=None, address="10.0.0.1")
@@ -93,6 +94,20 @@ def test_gloo_listens_where_we_think(monkeypatch: pytest.MonkeyPatch) -> None:
         gloo_address()
 
 
+@pytest.mark.parametrize(
+    ("setting", "fits"),
+    [
+        ("", True), ("eth", True), ("eth1,ib", True), ("=ib0", True), ("^lo", True), ("^=lo,eth0", True),
+        ("ens", False), ("=ib", False), ("^lo,eth,ib", False), ("^=lo,eth0,ib0", False),
+    ],
+)  # fmt: skip
+def test_nccl_must_have_an_interface_left(monkeypatch: pytest.MonkeyPatch, setting: str, fits: bool) -> None:
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"lo": [], "eth0": [], "ib0": []})
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", setting)
+    with contextlib.nullcontext() if fits else pytest.raises(MachineError, match=r"no network interface; .*eth0, ib0"):
+        check_nccl_interfaces()
+
+
 def test_a_cluster_without_tokens_is_noted() -> None:
     (note,) = judged(GOOD, replace(GOOD, host="b", asks_for_token=False))
     assert note == "who reaches the Ray of b can run any program there: RAY_AUTH_MODE=token is not set"
@@ -104,6 +119,17 @@ def test_clocks_that_are_off_are_noted() -> None:
         "the clock of node b is off by 39 s or more",
         "the clock of node c is off by 30 s or more",
     ]
+
+
+def test_the_one_clock_that_is_off_is_noted_though_it_be_ours() -> None:
+    others = [replace(GOOD, host=host, time=1000.0) for host in "abc"]
+    (note,) = judged(*others)
+    assert note.startswith(f"the clock of node {socket.gethostname()} is off by 899 s or more")
+    (note,) = judged(others[0])
+    assert note.startswith("the clock of node a is off"), "of two, that of the driver is right"
+    (note,) = judged(*others)
+    here = replace(GOOD, host=socket.gethostname())  # this process sits on one of the nodes
+    assert judged(here, *others) == [note]
 
 
 def test_a_node_looks_at_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

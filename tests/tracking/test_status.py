@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bessemer.errors import RunError
+from bessemer.tracking.files import hold_lock
 from bessemer.tracking.status import status_of
 
 NOW = 1_800_000_000.0
@@ -52,8 +54,7 @@ def test_a_run_that_is_going_on(tmp_path: Path) -> None:
         line(2000, 5, 100.0, 1.25),
     )
     (run / ".lock").touch()
-    from bessemer.tracking.files import hold_lock
-
+    os.utime(run / "journal.jsonl", (NOW - 5, NOW - 5))
     with hold_lock(run / ".lock"):
         found = status_of(run, NOW)
     assert (found.state, found.kimg, found.total_kimg) == ("running", 2.0, 4.0)
@@ -66,6 +67,19 @@ def test_a_run_that_is_going_on(tmp_path: Path) -> None:
     assert (found.workers, found.wanted_workers, found.nodes) == (3, 3, {"a": 2, "b": 1})
     assert (found.restarts, found.trouble, found.seen_s, found.mlflow) == (0, None, 5.0, None)
     assert status_of(run, NOW).eta_s is None, "nobody holds the lock: nothing is going on"
+
+
+def test_ages_are_those_of_files_where_a_clock_is_off(tmp_path: Path) -> None:
+    """The first worker's host is an hour late."""
+    checkpoint = {"kind": "event", "event": "checkpoint", "nimg": 800, "time": NOW - 3640, "path": "kimg-000000.800"}
+    run = write_run(tmp_path / "r", STARTED, checkpoint, line(1000, 3605, 100.0, 2.0))
+    manifest = run / "checkpoints" / "kimg-000000.800" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    os.utime(manifest, (NOW - 40, NOW - 40))
+    os.utime(run / "journal.jsonl", (NOW - 5, NOW - 5))
+    found = status_of(run, NOW)
+    assert (found.checkpoint_age_s, found.seen_s) == (40.0, 5.0)
 
 
 def test_trouble_is_shown_until_training_goes_on(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import platform
 import socket
+import statistics
 import time
 import uuid
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from bessemer.errors import MachineError
 from bessemer.spec.job import JobSpec
 from bessemer.stores.opening import is_remote
 
-__all__ = ["Answer", "check_nodes", "gloo_address", "judge"]
+__all__ = ["Answer", "check_nccl_interfaces", "check_nodes", "gloo_address", "judge"]
 
 _SECONDS = 60.0
 _SKEW_SECONDS = 5.0
@@ -69,6 +70,10 @@ def _answer(run: str, nonce: str, paths: tuple[str, ...]) -> Answer:
         address = gloo_address()
     except MachineError as e:
         wrong.append(str(e))
+    try:
+        check_nccl_interfaces()
+    except MachineError as e:
+        wrong.append(str(e))
     return Answer(
         socket.gethostname(),
         time.time(),
@@ -106,6 +111,27 @@ def gloo_address() -> str:
                 tried.bind(where)
                 return str(where[0])
     return "127.0.0.1"
+
+
+def check_nccl_interfaces() -> None:
+    """Check that NCCL_SOCKET_IFNAME, if it is set, leaves NCCL an interface of this machine.
+
+    It is a list of beginnings of names; a leading `=` makes them whole names, a leading `^` those to leave out (NCCL's
+    user guide, environment variables).
+
+    Raises:
+        MachineError: it leaves none.
+    """
+    text = os.environ.get("NCCL_SOCKET_IFNAME", "")
+    without, exact = text.startswith("^"), text.lstrip("^").startswith("=")
+    names = [name for name in text.lstrip("^=").split(",") if name]
+    there = sorted(psutil.net_if_addrs())
+
+    def is_named(interface: str) -> bool:
+        return interface in names if exact else interface.startswith(tuple(names))
+
+    if names and all(is_named(interface) is without for interface in there):
+        raise MachineError(f"NCCL_SOCKET_IFNAME: {text} leaves NCCL no network interface; there are {', '.join(there)}")
 
 
 def check_nodes(run: Path, job: JobSpec) -> list[str]:
@@ -205,9 +231,17 @@ def judge(answers: list[Answer], run: Path, nonce: str, asked: tuple[float, floa
     notes = [
         f"who reaches the Ray of {', '.join(open_to_all)} can run any program there: RAY_AUTH_MODE=token is not set"
     ] * bool(open_to_all)
-    skews = {a.host: max(asked[0] - a.time, a.time - asked[1]) for a in answers}
     return notes + [
         f"the clock of node {host} is off by {skew:.0f} s or more; times in the journal will be, too (nothing else)"
-        for host, skew in sorted(skews.items())
+        for host, skew in sorted(_skews(answers, asked).items())
         if skew > _SKEW_SECONDS
     ]
+
+
+def _skews(answers: list[Answer], asked: tuple[float, float]) -> dict[str, float]:
+    """Host -> by how many seconds at least its clock differs from the median, this process's among them."""
+    middle, slack = sum(asked) / 2, (asked[1] - asked[0]) / 2
+    ahead = {socket.gethostname(): 0.0, **{a.host: a.time - middle for a in answers}}
+    middles = statistics.median_low(ahead.values()), statistics.median_high(ahead.values())
+    usual = min(middles, key=abs)  # of two clocks, ours is right
+    return {host: abs(each - usual) - slack for host, each in ahead.items()}

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bessemer.tracking.files import read_json
+from bessemer.tracking.files import path_inside, read_json
 from bessemer.tracking.journal import Record, finite
 from bessemer.tracking.runs import Run, RunState, evaluation_curves, event_name, load_run, text
 
@@ -59,6 +59,8 @@ class RunStatus:
     """Seconds since the last record."""
     mlflow: str | None = None
     """Where MLflow shows the run, if it does."""
+    dashboard: str | None = None
+    """Where Ray shows it, if it was submitted, as whoever submitted it reached the cluster."""
 
 
 def status_of(path: str | Path, now: float | None = None) -> RunStatus:
@@ -90,15 +92,26 @@ def status_of(path: str | Path, now: float | None = None) -> RunStatus:
         losses=_losses(lines[-1]) if lines else {},
         evaluation=_evaluated(run),
         checkpoint_kimg=checkpoints[-1]["nimg"] / 1000 if checkpoints else None,
-        checkpoint_age_s=max(0.0, now - checkpoints[-1]["time"]) if checkpoints else None,
+        checkpoint_age_s=_checkpoint_age(run, checkpoints[-1], now) if checkpoints else None,
         workers=sum(nodes.values()) or None,
         wanted_workers=run.setting("resources", "workers"),
         nodes=nodes,
         restarts=len(run.events("resumed")),
         trouble=_trouble(run),
-        seen_s=max(0.0, now - run.records[-1]["time"]) if run.records else None,
+        seen_s=_age(run.path / "journal.jsonl", now) if run.records else None,
         mlflow=_mlflow(run),
+        dashboard=_dashboard(run),
     )
+
+
+def _checkpoint_age(run: Run, event: Record, now: float) -> float:
+    """By the store's clock, which wrote the time of the file: that of the first worker's host may be off."""
+    manifest = path_inside(run.path / "checkpoints", f"{event.get('path')}/manifest.json")
+    return max(0.0, now - event["time"]) if manifest is None else _age(manifest, now)
+
+
+def _age(file: Path, now: float) -> float:
+    return max(0.0, now - file.stat().st_mtime)
 
 
 def _recent_lines(run: Run) -> list[Record]:
@@ -145,3 +158,11 @@ def _mlflow(run: Run) -> str | None:
     if uri.startswith(("http://", "https://")) and experiment is not None:
         return f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{identity}"
     return how_to_open(uri, run.path.absolute().parent)
+
+
+def _dashboard(run: Run) -> str | None:
+    """Of its newest start."""
+    starts = [path for path in (run.path / "provenance").glob("*") if path.name.isdecimal()]
+    newest = max(starts, key=lambda path: int(path.name), default=None)
+    record = read_json(newest / "provenance.json") if newest is not None else None
+    return text((record or {}).get("dashboard"))
