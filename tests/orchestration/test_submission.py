@@ -174,7 +174,7 @@ def test_clusters_that_cannot_be_reached_are_named(head: Head, monkeypatch: pyte
 def test_a_driver_is_sent_to_nodes_that_exist(head: Head, job: Path, tmp_path: Path) -> None:
     """Ray would wait a quarter of an hour for others."""
     out = bessemer(head, "submit", job, "--runs", tmp_path, "--driver-on", "host=node-2", code=2)
-    assert "--driver-on host=node-2: no node beside the head has this label; there are: none. " in out.stderr
+    assert "--driver-on host=node-2: no node beside the head has this label; there are: host=node-1. " in out.stderr
     out = bessemer(head, "submit", job, "--runs", tmp_path, "--driver-on", "node-1", code=2)
     assert "--driver-on node-1: is no label of a node; write LABEL=VALUE" in out.stderr
     assert list(tmp_path.iterdir()) == []
@@ -206,8 +206,12 @@ def test_asking_a_cluster_leaves_the_environment_alone(head: Head, mode: str | N
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(head: Head, job: Path, tmp_path: Path) -> None:
-    """Two runs of one job: one is left alone and followed, the other is stopped and resumed."""
-    stopped = bessemer(head, "submit", job, "--runs", tmp_path).stdout.strip()  # whoever submitted it is gone now
+    """Two runs of one job: one is left alone and followed, the other is stopped and resumed.
+
+    The driver of the latter does not sit on the head, though on the same address.
+    """
+    words = ["--runs", tmp_path, "--driver-on", "host=node-1"]
+    stopped = bessemer(head, "submit", job, *words).stdout.strip()  # whoever submitted it is gone now
     whole = bessemer(head, "submit", job, "--runs", tmp_path).stdout.strip()
     run = tmp_path / stopped
     for _ in range(1200):
@@ -224,6 +228,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(head: Head, job: Path, tmp_pa
     assert 50 <= at < 640
     assert (run / "checkpoints" / f"kimg-{at / 1000:010.3f}" / "manifest.json").is_file()
 
+    assert f"run {run}" in bessemer(head, "logs", f"{stopped}.1").stdout.splitlines()
     near = bessemer(head, "logs", f"{stopped}x", code=2)
     assert "knows no such run" in near.stderr
     assert stopped in near.stderr
@@ -250,7 +255,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(head: Head, job: Path, tmp_pa
             compared += value.numel()
     assert compared > 4 * 500_000
 
-    # The run knows where it came from.
+    # The run knows where it came from, and who sees its directory needs no cluster to find out.
+    assert json.loads(bessemer(head, "status", run, "--json").stdout)["dashboard"] == f"{head.url}/#/jobs/{stopped}.2"
     assert [p.name for p in sorted((run / "provenance").iterdir())] == ["1", "2"]
     record = json.loads((run / "run.json").read_text())
     assert record["command"][1:3] == ["submit", str(job)]

@@ -60,7 +60,8 @@ def _look_at(run: str, address: str) -> Callable[[], dict[str, Any]]:
         if Path(run).is_absolute():
             raise
         cluster = connect(address)
-        return lambda: _of_submission(cluster, cluster.find(run))
+        found = cluster.find(run)
+        return lambda: _of_submission(cluster, cluster.look(found))
     return lambda: _facts(directory)
 
 
@@ -80,14 +81,20 @@ def _of_submission(cluster: Cluster, submission: Submission) -> dict[str, Any]:
         progress = {}
     return {
         **asdict(submission),
-        "last_line": _last_line(cluster, submission),
-        "dashboard": f"{cluster.url}/#/jobs/{submission.id}",
+        "last_line": None if progress else _last_line(cluster, submission),
+        "dashboard": cluster.page(submission),
         "progress": progress or None,
     }
 
 
 def _last_line(cluster: Cluster, submission: Submission) -> str | None:
-    lines = [line for line in cluster.logs(submission).splitlines() if line.strip()]
+    from bessemer.errors import MachineError
+
+    try:
+        printed = cluster.logs(submission)
+    except MachineError as e:
+        return str(e)
+    lines = [line for line in printed.splitlines() if line.strip()]
     return lines[-1].strip() if lines else None
 
 
@@ -156,8 +163,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
             ("restarts", str(run.restarts)),
             ("trouble", run.trouble),
         ]
-    if found["state"] == "failed" and found.get("message"):
-        lines.append(("why", found["message"].splitlines()[0]))
+    if found["state"] == "failed" and found.get("message") and not (run is not None and run.trouble):
+        lines.append(("why", _why(found["message"])))
     lines += [
         ("run", found["path"]),
         ("commit", found.get("git_sha")),
@@ -166,6 +173,12 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("MLflow", run.mlflow if run is not None else None),
     ]
     return [(name, value) for name, value in lines if value]
+
+
+def _why(message: str) -> str:
+    """One line of what Ray says of a failure: our own error, where the end of the log that it quotes has one."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[0])
 
 
 def _progress(found: dict[str, Any]) -> RunStatus | None:
@@ -189,7 +202,8 @@ def _in_one_line(found: dict[str, Any]) -> str:
 
 def _state(found: dict[str, Any]) -> str:
     submitted = found.get("submitted")
-    since = f" for {_time((found['ended'] or time.time()) - submitted)}" if submitted else ""
+    # Begin and end are by the clocks of two hosts, and now by a third.
+    since = f" for {_time(max(0.0, (found['ended'] or time.time()) - submitted))}" if submitted else ""
     return f"{found['state']}{since}"
 
 
@@ -220,7 +234,7 @@ def _checkpoint(run: RunStatus) -> str:
 
 def _workers(run: RunStatus) -> str | None:
     if run.workers is None:
-        return None
+        return "none yet" if run.state == "running" else None
     of = "" if run.wanted_workers in (None, run.workers) else f" of {run.wanted_workers}"
     return f"{run.workers}{of} on " + ", ".join(f"{host} ({count})" for host, count in sorted(run.nodes.items()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +82,7 @@ def submit(
             typer.echo(f"note: {note}", err=True)
     typer.echo(f"run {submission.path}", err=True)
     typer.echo(submission.id)
+    typer.echo(f"dashboard {cluster.page(submission)}", err=True)
     if follow:
         _follow(cluster, submission, address)  # exits
     typer.echo(f"follow it: bessemer logs {submission.run} --follow{_where(address)}", err=True)
@@ -140,28 +142,48 @@ def stop(
 
     `bessemer submit --resume ID` goes on from there.
     """
-    from bessemer.errors import RunError
-    from bessemer.training.stopping import STOPPED_LINE
-
     cluster = connect(address)
     submission = cluster.find(id_)
     if submission.over:
         typer.echo(f"{submission.id} has {submission.state} already", err=True)
         return
     cluster.stop(submission)
+    later = f"how it is: bessemer status {submission.id}{_where(address)}"
     if not wait:
-        typer.echo(f"{submission.id} will stop; how it is: bessemer status {submission.id}{_where(address)}", err=True)
+        typer.echo(f"{submission.id} will stop; {later}", err=True)
         return
-    ended = cluster.wait(submission)
+    typer.echo(f"{submission.id} writes a checkpoint and stops ...", err=True)
+    try:
+        ended = cluster.wait(submission)
+    except KeyboardInterrupt:
+        typer.echo(f"{submission.id} stops without us; {later}", err=True)
+        raise typer.Exit(130) from None
+    again = f"bessemer submit --resume {ended.run}{_where(address)}"
     if ended.state != "stopped":
         typer.echo(f"{ended.id} has {ended.state}", err=True)
         return
-    if submission.state == "running" and STOPPED_LINE not in cluster.logs(ended):
+    if submission.state == "running":
+        _check_stopped(cluster, ended, again, _where(address))
+    typer.echo(f"{ended.id} has stopped; go on with: {again}", err=True)
+
+
+def _check_stopped(cluster: Cluster, ended: Submission, again: str, where: str) -> None:
+    """Refuse to call it stopped when workers were at work, and did not end by a checkpoint."""
+    from bessemer.errors import MachineError, RunError
+    from bessemer.training.stopping import STOPPED_LINE
+
+    unknown = f"whether it wrote a last checkpoint is not known; go on with: {again}"
+    try:
+        printed = cluster.logs(ended)
+    except MachineError as e:
+        raise RunError(f"{e} So {unknown}") from None
+    if not printed:
+        raise RunError(f"{ended.id}: has ended, and the node of its driver has no log of it; {unknown}")
+    if f"run {ended.path}" in printed.splitlines() and STOPPED_LINE not in printed:
         raise RunError(
-            f"{ended.id}: has ended, but without a checkpoint of its last moment; see bessemer logs {ended.id}, then "
-            f"go on from the checkpoint before: bessemer submit --resume {ended.run}{_where(address)}"
+            f"{ended.id}: has ended, but without a checkpoint of its last moment; see bessemer logs {ended.id}{where}, "
+            f"then go on from the checkpoint before: {again}"
         )
-    typer.echo(f"{ended.id} has stopped; go on with: bessemer submit --resume {ended.run}{_where(address)}", err=True)
 
 
 def connect(address: str) -> Cluster:
@@ -171,7 +193,7 @@ def connect(address: str) -> Cluster:
     from bessemer.orchestration.submission import Cluster
 
     logging.disable(logging.INFO)  # Ray reports every file that it uploads
-    return Cluster(address)
+    return Cluster(address, lambda line: typer.echo(f"note: {line}", err=True))
 
 
 def _labels(text: str | None) -> dict[str, str]:
@@ -189,7 +211,8 @@ def _labels(text: str | None) -> dict[str, str]:
 
 
 def _where(address: str) -> str:
-    return "" if address == HERE else f" --address {address}"
+    """What makes a command mean the same cluster, if anything must."""
+    return "" if address == os.environ.get("RAY_API_SERVER_ADDRESS", HERE) else f" --address {address}"
 
 
 def _follow(cluster: Cluster, submission: Submission, address: str) -> None:
@@ -206,6 +229,8 @@ def _follow(cluster: Cluster, submission: Submission, address: str) -> None:
         raise typer.Exit(130) from None
     ended = cluster.wait(submission)
     typer.echo(f"{ended.id} {ended.state}: {ended.path}", err=True)
+    if ended.state != "finished" and ended.exit_code != 2:  # 2: a mistake that the printed error explains
+        typer.echo(f"go on with: bessemer submit --resume {ended.run}{_where(address)}", err=True)
     codes = {"finished": 0, "stopped": EXIT_STOPPED}
     raise typer.Exit(codes.get(ended.state, ended.exit_code or 1))
 
@@ -216,4 +241,5 @@ def _duration(submission: Submission) -> str | None:
 
     if submission.submitted is None:
         return None
-    return str(timedelta(seconds=round((submission.ended or time.time()) - submission.submitted)))
+    # Begin and end are by the clocks of two hosts, and now by a third.
+    return str(timedelta(seconds=round(max(0.0, (submission.ended or time.time()) - submission.submitted))))

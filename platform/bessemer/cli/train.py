@@ -50,13 +50,14 @@ def train(
     from bessemer.spec.load import load_job
 
     spec = with_absolute_paths(load_job(job, set_ or ()))
-    say_where(spec)
+    if submission is None:
+        say_where(spec)
     preflight(spec, run_dir.parent if run_dir else runs)
     if dry_run:
         typer.echo(f"ok: {job} can be trained here with {spec.resources.workers} worker(s)")
         return
     provenance = _provenance(submission)
-    train_run(RunDirectory.create(runs, spec, run_dir, provenance), provenance)
+    train_run(RunDirectory.create(runs, spec, run_dir, provenance), provenance, submission is not None)
 
 
 def resume(
@@ -73,17 +74,24 @@ def resume(
 
     A run whose machine was lost goes on from its uploads: bessemer resume s3://bucket/runs/mine.
     """
+    from bessemer.errors import RunError
     from bessemer.orchestration.elsewhere import fetch_run
     from bessemer.orchestration.preflight import preflight
     from bessemer.orchestration.run_directory import RunDirectory
     from bessemer.stores.opening import is_url
 
-    directory = fetch_run(run, runs) if is_url(run) else RunDirectory.open(run_directory(run))
-    say_where(directory.job())
+    try:
+        directory = fetch_run(run, runs) if is_url(run) else RunDirectory.open(run_directory(run))
+    except RunError as e:
+        if is_url(run) or Path(run).is_absolute():
+            raise
+        raise RunError(f"{e} A run on a cluster goes on with: bessemer submit --resume {run}") from None
+    if submission is None:
+        say_where(directory.job())
     preflight(directory.job(), directory.runs_root)
     provenance = _provenance(submission)
     directory.add_provenance(provenance)
-    train_run(directory, provenance)
+    train_run(directory, provenance, submission is not None)
 
 
 def say_where(job: JobSpec) -> None:
@@ -101,8 +109,8 @@ def _provenance(submission: Path | None) -> Provenance:
     return Provenance.here() if submission is None else Provenance.read(submission)
 
 
-def train_run(run: RunDirectory, provenance: Provenance | None = None) -> None:
-    """Train `run` to its end with a progress display, and say where its results are."""
+def train_run(run: RunDirectory, provenance: Provenance | None = None, submitted: bool = False) -> None:
+    """Train `run` to its end with a progress display, and say where its results are, or how it goes on."""
     from bessemer.cli.progress import follow_run
     from bessemer.orchestration.launch import Stopped, launch
     from bessemer.training.stopping import EXIT_STOPPED, STOPPED_LINE
@@ -116,6 +124,7 @@ def train_run(run: RunDirectory, provenance: Provenance | None = None) -> None:
         typer.echo(f"stopped; go on with: bessemer resume {run.path}", err=True)
         raise typer.Exit(130) from None
     except Stopped:
-        typer.echo(f"{STOPPED_LINE} {run.path}", err=True)
+        again = f"bessemer submit --resume {run.path.name}" if submitted else f"bessemer resume {run.path}"
+        typer.echo(f"{STOPPED_LINE}; go on with: {again}", err=True)
         raise typer.Exit(EXIT_STOPPED) from None
     typer.echo(f"finished: {run.path}\nreport:   {run.path / 'report.html'}", err=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from bessemer.errors import MachineError, SpecError
 
-__all__ = ["auth_headers", "dashboard_url"]
+__all__ = ["auth_headers", "dashboard_url", "jobs_client"]
 
 _DASHBOARD_PORT = 8265
 _ANSWER_SECONDS = 10.0
@@ -73,6 +77,38 @@ def dashboard_url(address: str) -> str:
     found = f"{url.scheme}://{netloc}"
     _check(address, found, host, port)
     return found
+
+
+def jobs_client(url: str, seconds: tuple[float, float]) -> Any:
+    """Ray's client for jobs, which has no limits of its own, and would wait for ever for a head that lost its power.
+
+    Args:
+        url: as :func:`dashboard_url` returns it.
+        seconds: to connect, and to hear something then.
+    """
+    headers = auth_headers()
+    # Ray chooses a mode as it is imported where none is set, and these variables win over what it is told.
+    with _environment(RAY_AUTH_MODE="token" if headers else "disabled", RAY_API_SERVER_ADDRESS=url):
+        from ray.job_submission import JobSubmissionClient
+
+        client: Any = JobSubmissionClient(url, headers=headers)
+    client._do_request = functools.partial(client._do_request, timeout=seconds)  # which `requests` gets
+    return client
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables meanwhile: what this process starts later has an authentication of its own."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _check(address: str, url: str, host: str, port: int) -> None:

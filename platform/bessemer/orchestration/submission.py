@@ -6,24 +6,22 @@ the job's command is the same `bessemer train` or `bessemer resume` that a perso
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import difflib
-import math
-import os
 import secrets
 import shlex
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import bessemer
 from bessemer.errors import DataError, MachineError, RunError
-from bessemer.orchestration.dashboard import auth_headers, dashboard_url
+from bessemer.orchestration.dashboard import auth_headers, dashboard_url, jobs_client
 from bessemer.orchestration.provenance import Provenance
+from bessemer.orchestration.tail import tail
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import dump_job
 from bessemer.stores.opening import is_url
@@ -42,7 +40,13 @@ _STATES: dict[str, SubmissionState] = {
 _GRACE_SECONDS = 900
 """Time that workers have to write a checkpoint before Ray kills the driver; its own default is 3 seconds."""
 _LOOK_SECONDS = 1.0
-_ANSWER_SECONDS = 30.0
+_ANSWER_SECONDS = (10.0, 60.0)
+"""To connect, and to hear something then."""
+_LOG_SECONDS = (10.0, 15.0)
+"""The head asks the node of the driver for its log, which may be gone."""
+_SILENT_SECONDS = 10.0
+_OUTAGE_SECONDS = 600.0
+"""In which a head may boot again, while runs whose driver sits elsewhere go on."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +113,16 @@ class Cluster:
 
     Args:
         address: of the cluster's dashboard.
+        say: told when something that is waited for is not there, and when it is back.
 
     Raises:
         SpecError: this is no address of a dashboard.
         MachineError: nothing, or something else, answers there, or it wants another token.
     """
 
-    def __init__(self, address: str) -> None:
-        self.url = dashboard_url(address)
-        headers = auth_headers()
-        # Ray chooses a mode as it is imported where none is set, and these variables win over what it is told.
-        with _environment(RAY_AUTH_MODE="token" if headers else "disabled", RAY_API_SERVER_ADDRESS=self.url):
-            from ray.job_submission import JobSubmissionClient
-
-            self._client: Any = JobSubmissionClient(self.url, headers=headers)
+    def __init__(self, address: str, say: Callable[[str], object] = lambda line: None) -> None:
+        self.url, self._say = dashboard_url(address), say
+        self._client = jobs_client(self.url, _ANSWER_SECONDS)
 
     def submit(self, job: JobSpec, runs: Path, driver_on: Mapping[str, str] | None = None) -> Submission:
         """Start a new run, in a directory of its own below `runs`.
@@ -189,39 +189,100 @@ class Cluster:
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise RunError(f"{name}: {self.url} knows no such run.{hint} `bessemer jobs` lists them.")
 
+    def page(self, submission: Submission) -> str:
+        """Where Ray's dashboard shows it."""
+        return self._page(submission.id)
+
     def logs(self, submission: Submission) -> str:
-        """What the run's driver has printed so far."""
+        """What the run's driver has printed so far.
+
+        Raises:
+            MachineError: the node of the driver, which has it, does not answer.
+        """
+        import requests
+
         with self._refusals():
-            return str(self._client.get_job_logs(submission.id))
+            try:
+                return str(self._get(f"/api/jobs/{submission.id}/logs", _LOG_SECONDS)["logs"])
+            except (requests.ReadTimeout, requests.HTTPError):
+                raise MachineError(
+                    f"{submission.id}: its log is on the node of its driver, which does not answer; what its workers "
+                    f"print is in {submission.path}/logs."
+                ) from None
 
     def follow(self, submission: Submission) -> Iterator[str]:
-        """What the run's driver prints, from the beginning, until it ends; goes on where a connection broke."""
+        """What the run's driver prints, from the beginning, until it ends; goes on where a connection broke.
+
+        Raises:
+            MachineError, RunError: as :meth:`look`.
+        """
         import aiohttp
 
-        shown = 0
+        url, shown = f"{self.url}/api/jobs/{submission.id}/logs/tail", 0
         while True:
             passed = 0
-            with contextlib.suppress(OSError, RuntimeError, aiohttp.ClientError):
-                for text in _synchronous(self._client.tail_job_logs(submission.id)):
+            with (
+                contextlib.suppress(OSError, aiohttp.ClientError),
+                contextlib.closing(tail(url, auth_headers(), _SILENT_SECONDS)) as texts,
+            ):
+                for text in texts:
+                    if text is None:  # also where the node of the driver is gone, which nobody tells this connection
+                        if self.look(submission).over:
+                            break
+                        continue
                     new = text[max(0, shown - passed) :]
                     passed += len(text)
                     shown = max(shown, passed)
                     if new:
                         yield new
-            if self._now(submission).over:
+            if self.look(submission).over:
                 break
             time.sleep(_LOOK_SECONDS)
-        yield from filter(None, [self.logs(submission)[shown:]])
+        try:
+            yield from filter(None, [self.logs(submission)[shown:]])
+        except MachineError as e:
+            self._say(str(e))
 
     def stop(self, submission: Submission) -> None:
         """Ask the run to write a checkpoint and end; returns at once."""
         with self._refusals():
             self._client.stop_job(submission.id)
 
-    def wait(self, submission: Submission, seconds: float = math.inf) -> Submission:
-        """Wait until a submission has ended, or for so long; returns it as it stands then."""
-        end = time.monotonic() + seconds
-        while not (now := self._now(submission)).over and time.monotonic() < end:
+    def look(self, submission: Submission) -> Submission:
+        """How a submission stands now; a cluster that does not answer is waited for.
+
+        Raises:
+            MachineError: it has not answered for ten minutes.
+            RunError: it does not know the run any more.
+        """
+        end, silent = time.monotonic() + _OUTAGE_SECONDS, False
+        while True:
+            try:
+                found = self.find(f"{submission.run}.{submission.number}")
+            except MachineError as e:
+                if time.monotonic() > end:
+                    raise
+                if not silent:
+                    self._say(f"{e} It is waited for.")
+                silent = True
+                time.sleep(_LOOK_SECONDS)
+            except RunError:
+                raise RunError(
+                    f"{submission.id}: {self.url} does not know it any more, as a cluster that was started anew; go on "
+                    f"with: bessemer submit --resume {submission.path}"
+                ) from None
+            else:
+                if silent:
+                    self._say(f"{self.url}: answers again")
+                return found
+
+    def wait(self, submission: Submission) -> Submission:
+        """Wait until a submission has ended; returns it as it stands then.
+
+        Raises:
+            MachineError, RunError: as :meth:`look`.
+        """
+        while not (now := self.look(submission)).over:
             time.sleep(_LOOK_SECONDS)
         return now
 
@@ -238,10 +299,11 @@ class Cluster:
         if driver_on:
             self._check_labels(driver_on)
         name = run if number == 1 else f"{run}.{number}"
-        provenance = Provenance.here()
+        here = Provenance.here()
+        provenance = replace(here, record={**here.record, "dashboard": self._page(name)})
         metadata = {"bessemer.run": run, "bessemer.path": path, "bessemer.number": str(number)}
         metadata["bessemer.git_sha"] = provenance.record.get("git_sha", "")
-        with tempfile.TemporaryDirectory() as aside, self._refusals():
+        with tempfile.TemporaryDirectory() as aside, self._refusals("; `bessemer jobs` tells whether it took the run"):
             provenance.write(Path(aside))
             if job is not None:
                 (Path(aside) / "job.yaml").write_text(dump_job(job))
@@ -262,17 +324,9 @@ class Cluster:
 
     def _check_labels(self, wanted: Mapping[str, str]) -> None:
         """Refuse labels that no living node has: Ray would wait a quarter of an hour for one."""
-        import requests
-
         with self._refusals():
-            answer = requests.get(
-                f"{self.url}/api/v0/nodes",
-                {"detail": 1, "limit": 10_000},
-                headers=auth_headers(),
-                timeout=_ANSWER_SECONDS,
-            )
-            answer.raise_for_status()
-        nodes = [n for n in answer.json()["data"]["result"]["result"] if n["state"] == "ALIVE"]
+            answer = self._get("/api/v0/nodes?detail=1&limit=10000", _ANSWER_SECONDS)
+        nodes = [n for n in answer["data"]["result"]["result"] if n["state"] == "ALIVE"]
         labels: list[dict[str, str]] = [{} if n["is_head_node"] else n["labels"] or {} for n in nodes]
         if any(wanted.items() <= each.items() for each in labels):
             return
@@ -283,34 +337,31 @@ class Cluster:
             f"Start one with `ray start --labels {asked}`, or leave the option out: the driver runs on the head then."
         )
 
-    def _now(self, submission: Submission) -> Submission:
-        return self.find(f"{submission.run}.{submission.number}")
+    def _page(self, name: str) -> str:
+        return f"{self.url}/#/jobs/{name}"
+
+    def _get(self, path: str, seconds: tuple[float, float]) -> Any:
+        import requests
+
+        answer = requests.get(f"{self.url}{path}", headers=auth_headers(), timeout=seconds)
+        answer.raise_for_status()
+        return answer.json()
 
     @contextlib.contextmanager
-    def _refusals(self) -> Iterator[None]:
+    def _refusals(self, more: str = "") -> Iterator[None]:
         import requests
+        from ray.exceptions import AuthenticationError
 
         try:
             yield
         except requests.RequestException as e:
-            raise MachineError(f"{self.url}: does not answer any more ({type(e).__name__}); try again.") from None
+            raise MachineError(f"{self.url}: does not answer any more ({type(e).__name__}){more}.") from None
+        except AuthenticationError:
+            raise MachineError(
+                f"{self.url}: refuses the token; set RAY_AUTH_TOKEN_PATH to that of this cluster."
+            ) from None
         except RuntimeError as e:
             raise MachineError(f"{self.url}: refused the request ({str(e).strip().splitlines()[0][:300]}).") from None
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Set environment variables meanwhile: what this process starts later has an authentication of its own."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _read(details: Any) -> Submission | None:
@@ -331,16 +382,3 @@ def _read(details: Any) -> Submission | None:
         exit_code=details.driver_exit_code,
         message=details.message,
     )
-
-
-def _synchronous(chunks: AsyncIterator[str]) -> Iterator[str]:
-    loop = asyncio.new_event_loop()
-    try:
-        while True:
-            try:
-                yield loop.run_until_complete(anext(chunks))
-            except StopAsyncIteration:
-                return
-    finally:
-        loop.run_until_complete(chunks.aclose())  # type: ignore[attr-defined]
-        loop.close()

@@ -17,7 +17,7 @@ __all__ = ["EXIT_STOPPED", "STOPPED_LINE", "StopRequest"]
 EXIT_STOPPED = 75
 """Exit code of a process that was asked to stop and can go on: EX_TEMPFAIL of sysexits.h, "try again"."""
 
-STOPPED_LINE = "stopped by SIGTERM; go on with: bessemer resume"
+STOPPED_LINE = "stopped by SIGTERM, after a checkpoint"
 """What a driver prints at the end after its workers have written a checkpoint."""
 
 _LOOK_SECONDS = 0.5
