@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import socket
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ __all__ = [
     "alternate",
     "finish",
     "in_workers",
+    "interval",
     "is_worker",
     "parse_options",
     "ratio",
@@ -57,26 +59,35 @@ class Options:
     """How many images, where the benchmark asks."""
     parts: tuple[str, ...] = ()
     """What to measure, of a benchmark that has several parts; all of them unless the command line names some."""
+    rounds: int | None = None
+    """How many rounds, where the benchmark asks."""
 
 
-def parse_options(description: str | None, *, images: str | None = None, parts: Sequence[str] = ()) -> Options:
+def parse_options(
+    description: str | None, *, images: str | None = None, parts: Sequence[str] = (), rounds: str | None = None
+) -> Options:
     """Read `--quick` and `--out`; the first line of `description` is the help's.
 
     Args:
         description: of the benchmark.
         images: what `--images` means, for a benchmark that has this option.
         parts: what `--only` may choose from, likewise.
+        rounds: what `--rounds` means, likewise.
     """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     if images is not None:
         parser.add_argument("--images", type=int, help=images)
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, help=rounds)
     if parts:
         parser.add_argument("--only", action="append", choices=parts, help="measure this part; may be repeated")
     parser.add_argument("--quick", action="store_true", help="end within a minute; the numbers then say little")
     parser.add_argument("--out", type=Path, help="write command, versions, hardware and raw numbers as JSON")
     found = parser.parse_args()
     chosen = getattr(found, "only", None) or parts
-    return Options(found.quick, found.out, getattr(found, "images", None), tuple(chosen))
+    return Options(
+        found.quick, found.out, getattr(found, "images", None), tuple(chosen), getattr(found, "rounds", None)
+    )
 
 
 def alternate(
@@ -117,6 +128,17 @@ def spread(values: Iterable[float]) -> float:
     return (high - low) / middle if middle else 0.0
 
 
+def interval(values: Sequence[float], draws: int = 10_000, share: float = 0.95) -> tuple[float, float]:
+    """Between what the median lies with this probability, by drawing so many samples again from these values.
+
+    The percentile bootstrap (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 13.3).
+    """
+    generator = random.Random(0)  # for no secret, and the same interval for the same values
+    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(draws))
+    out = round(draws * (1 - share) / 2)
+    return medians[out], medians[-1 - out]
+
+
 @dataclass(frozen=True)
 class Ratio:
     """One measured ratio."""
@@ -128,6 +150,8 @@ class Ratio:
     spread: float | None = None
     """Of the rounds' own ratios: interquartile distance over median."""
     rounds: int | None = None
+    interval: tuple[float, float] | None = None
+    """Of the value, with a probability of 95 %, where there are enough rounds to tell."""
 
     @property
     def ok(self) -> bool:
@@ -135,13 +159,24 @@ class Ratio:
 
     def __str__(self) -> str:
         goal = "-" if self.goal is None else f"{self.goal:g}"
-        return f"{self.name} {self.value:.4g} {goal} {'ok' if self.ok else 'short'}"
+        between = "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+        return f"{self.name} {self.value:.4g} {goal} {'ok' if self.ok else 'short'}{between}"
 
 
-def ratio(name: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None = None) -> Ratio:
-    """Median over the rounds of ours / theirs: the two of a round ran next to each other on the same machine."""
+def ratio(
+    name: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None = None, *, sure: bool = False
+) -> Ratio:
+    """Median over the rounds of ours / theirs: the two of a round ran next to each other on the same machine.
+
+    Args:
+        name: of the ratio.
+        ours: a number per round.
+        theirs: likewise.
+        goal: what the ratio must not exceed.
+        sure: whether to say between what it lies.
+    """
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return Ratio(name, statistics.median(each), goal, spread(each), len(each))
+    return Ratio(name, statistics.median(each), goal, spread(each), len(each), interval(each) if sure else None)
 
 
 def finish(ratios: Sequence[Ratio], raw: Mapping[str, Any], options: Options) -> int:

@@ -1,11 +1,11 @@
 """What Ray costs a run, and how soon a run is going (again): beside torchrun, after a submission, after losses.
 
 BigGAN's `tiny32` preset on digits, workers of one thread. Goals: a step of `bessemer train` takes at most 1.02 of that
-of the same trainer under torchrun; after a killed worker the first resumed step ends within 15 s; a run that loses a
-host goes on with fewer workers within 25 s. From a submission to the end of the first step there is no goal, but a
-number. Hosts are network namespaces (`cluster/netns`) and need root; the runs there have had the time to make their
-spare processes, as long runs have. On one machine alone, `killed_worker_alone_s`, there are none. --quick is the first
-goal.
+of the same trainer under torchrun, measured in turns of a few steps each, in about six minutes; after a killed worker
+the first resumed step ends within 15 s; a run that loses a host goes on with fewer workers within 25 s. From a
+submission to the end of the first step there is no goal, but a number. Hosts are network namespaces (`cluster/netns`)
+and need root; the runs there have had the time to make their spare processes, as long runs have. On one machine alone,
+`killed_worker_alone_s`, there are none. --quick is the first goal.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from _common import Ratio, alternate, finish, parse_options, ratio, spread
+from _turns import Block, Training
 
 from bessemer.data.packing.pack import pack
 from bessemer.tracking.journal import Record, read_journal
@@ -47,11 +49,18 @@ resources: {{workers: {workers}, min_workers: {least}, placement: spread}}
 
 
 def write_job(
-    directory: Path, kimg: float, *, workers: int = 2, least: int = 2, batch: int = 32, slice_size: int = 16
+    directory: Path,
+    kimg: float,
+    *,
+    workers: int = 2,
+    least: int = 2,
+    batch: int = 32,
+    slice_size: int = 16,
+    every: float | None = None,
 ) -> Path:
-    """A job that logs every step and writes a checkpoint every tenth."""
+    """A job that logs every step and writes a checkpoint every tenth, or every so many thousand images."""
     path, step = directory / f"job-{kimg:g}-{workers}.yaml", batch / 1000
-    sizes = {"batch": batch, "slice": slice_size, "step": step, "every": 10 * step}
+    sizes = {"batch": batch, "slice": slice_size, "step": step, "every": every or 10 * step}
     path.write_text(JOB.format(data=directory / "digits", kimg=kimg, workers=workers, least=least, **sizes))
     return path
 
@@ -66,12 +75,6 @@ def process(command: list[str], **more: str) -> subprocess.Popen[str]:
 def bessemer(*words: object, **more: str) -> subprocess.Popen[str]:
     """Our command line."""
     return process([sys.executable, "-m", "bessemer.cli", *map(str, words)], **more)
-
-
-def torchrun(*words: object) -> subprocess.Popen[str]:
-    """The same trainer without Ray."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return process([*command, "-m", "bessemer.orchestration.worker", *map(str, words)])
 
 
 def ended(running: subprocess.Popen[str], seconds: float = 300) -> str:
@@ -96,35 +99,37 @@ def await_that(check: Callable[[], bool], running: subprocess.Popen[str] | None 
         time.sleep(0.05)
 
 
-def step_seconds(run: Path) -> float:
-    """Median time of a step, the first ones left out."""
-    times = [record["time"] for record in steps(run)][WARM_UP:]
-    return statistics.median(after - before for before, after in pairwise(times))
+def overhead(directory: Path, rounds: int, steps: int) -> dict[str, list[Block]]:
+    """The same training under Ray and under torchrun, both alive all the time, in turns of a few steps.
 
+    While one trains, all processes of the other are frozen, Ray's own too. So both meet the same machine, whatever else
+    it does, and a round takes seconds.
+    """
+    job = write_job(directory, 1000, every=1000)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    blocks: dict[str, list[Block]] = {"ray": [], "torchrun": []}
 
-def overhead(directory: Path, rounds: int, kimg: float) -> dict[str, list[float]]:
-    """Seconds per step under Ray and under torchrun."""
-    job = write_job(directory, kimg)
-    count = 0
+    def training(name: str, *command: object) -> Training:
+        run = directory / f"overhead-{name}"
+        words = [sys.executable, "-m", *map(str, command), str(job), "--run-dir", str(run)]
+        return Training(words, run, directory / f"{name}.log", env)
 
-    def under(start: Callable[[Path], subprocess.Popen[str]]) -> Callable[[], float]:
-        def measure() -> float:
-            nonlocal count
-            count += 1
-            run = directory / f"overhead-{count}"
-            ended(start(run))
-            return step_seconds(run)
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "bessemer.orchestration.worker")
+    with contextlib.ExitStack() as until_the_end:
+        sides = {}
+        for name, command in (("ray", ("bessemer.cli", "train")), ("torchrun", torchrun)):
+            sides[name] = until_the_end.enter_context(contextlib.closing(training(name, *command)))
+            sides[name].warm_up(WARM_UP)
 
-        return measure
+        def turn(name: str) -> Callable[[], float]:
+            def take() -> float:
+                blocks[name].append(sides[name].block(steps))
+                return statistics.median(blocks[name][-1].steps)
 
-    return alternate(
-        {
-            "ray": under(lambda run: bessemer("train", job, "--run-dir", run)),
-            "torchrun": under(lambda run: torchrun(job, "--run-dir", run)),
-        },
-        rounds,
-        warm_up=0,
-    )
+            return take
+
+        alternate({name: turn(name) for name in sides}, rounds, warm_up=0)
+    return blocks
 
 
 def resumed_after(run: Path, moment: float, already: int) -> Callable[[], bool]:
@@ -213,9 +218,12 @@ def on_hosts(directory: Path, rounds: int) -> dict[str, list[float]]:
 
 def main() -> int:
     """Measure, print, and return the exit code."""
-    options = parse_options(__doc__, parts=("overhead", "alone", "hosts"))
+    options = parse_options(
+        __doc__, parts=("overhead", "alone", "hosts"), rounds="turns of each side (40), of 8 steps each"
+    )
     parts = ("overhead",) if options.quick else options.parts
     seconds: dict[str, list[float]] = {}
+    raw: dict[str, Any] = {"seconds": seconds}
     found: list[Ratio] = []
 
     def add(name: str, values: list[float], goal: float | None) -> None:
@@ -227,15 +235,28 @@ def main() -> int:
         pack("digits", directory / "digits", size=32, mode="RGB", limit=20)
         load = os.getloadavg()
         if "overhead" in parts:
-            seconds |= overhead(directory, 1 if options.quick else 3, 0.48 if options.quick else 1.6)
-            found.append(ratio("step_to_torchrun", seconds["ray"], seconds["torchrun"], goal=1.02))
+            began = time.monotonic()
+            blocks = overhead(directory, options.rounds or (3 if options.quick else 40), 2 if options.quick else 6)
+            raw["blocks"] = {name: [asdict(block) for block in side] for name, side in blocks.items()}
+            raw["overhead_wall_s"] = round(time.monotonic() - began, 1)
+            steps_, all_cpu, workers_cpu = (
+                {name: [of(block) for block in side] for name, side in blocks.items()}
+                for of in (
+                    lambda block: statistics.median(block.steps),
+                    lambda block: block.workers_cpu + block.others_cpu,
+                    lambda block: block.workers_cpu,
+                )
+            )
+            found.append(ratio("step_to_torchrun", steps_["ray"], steps_["torchrun"], goal=1.02, sure=True))
+            found.append(ratio("cpu_to_torchrun", all_cpu["ray"], all_cpu["torchrun"], sure=True))
+            found.append(ratio("cpu_of_workers_to_torchrun", workers_cpu["ray"], workers_cpu["torchrun"], sure=True))
         if "alone" in parts:
             add("killed_worker_alone", [killed_worker(directory, number) for number in range(2)], None)
         if "hosts" in parts and os.geteuid() == 0:
             goals = {"submit_to_first_step": None, "killed_worker": 15.0, "lost_host": 25.0}
             for name, values in on_hosts(directory, 1).items():
                 add(name, values, goals[name])
-        return finish(found, {"seconds": seconds, "load_before": load, "load_after": os.getloadavg()}, options)
+        return finish(found, {**raw, "load_before": load, "load_after": os.getloadavg()}, options)
 
 
 if __name__ == "__main__":

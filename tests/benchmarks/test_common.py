@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,19 @@ def test_ratios_are_of_neighbours(common: ModuleType) -> None:
 def test_spread_is_a_share_of_the_median(common: ModuleType) -> None:
     assert common.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((4.5 - 1.5) / 3)
     assert common.spread([1.0]) == 0
+
+
+def test_the_interval_of_a_ratio_holds_it_as_often_as_it_says(common: ModuleType) -> None:
+    """Rounds of two equal sides whose ratio has the median 1.01 and a noise of a tenth."""
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        noise = random.normal(0, 0.1, 40)
+        low, high = common.interval([1.01 * math.exp(each) for each in noise], draws=400)
+        held += low <= 1.01 <= high
+    assert 182 <= held <= 200  # 0.95 of them, give or take twice the standard deviation and the bootstrap's own error
+    found = common.ratio("step", [1.0, 1.0], [1.0, 1.0], goal=1.02, sure=True)
+    assert str(found) == "step 1 1.02 ok [1, 1]"
 
 
 SCRIPT = """

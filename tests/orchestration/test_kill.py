@@ -69,6 +69,10 @@ def test_a_killed_worker_is_replaced(job: Path, undisturbed: Path, tmp_path: Pat
     run = tmp_path / "run"
     process = bessemer("train", job, "--run-dir", run)
     wait_for("the run to be under way", lambda: images_seen(run) >= 500, process)
+    assert psutil.Process(worker_pid(run, 1)).nice() == psutil.Process().nice(), "it lets others go first"
+    beside = [" ".join(each.cmdline()) for each in psutil.Process(process.pid).children(recursive=True)]
+    assert any("/raylet " in each for each in beside)
+    assert not [each for each in beside if "log_monitor" in each], "nobody reads what it looks for"
     os.kill(worker_pid(run, 1), signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from bessemer.errors import BessemerError, MachineError, RunError
@@ -37,6 +37,9 @@ def ray_session(address: str | None, cpus: float) -> Iterator[None]:
     """A Ray of our own on loopback with so many cores, or the cluster at `address`."""
     # Ray chooses an authentication mode by itself when it is unset, and then processes disagree.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address is None:
+        # Ray's workers let all others go first (nice 15), and whatever else this machine does slows every step.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     own_token = address is None and os.environ["RAY_AUTH_MODE"] == "token"
     if own_token and not os.environ.get("RAY_AUTH_TOKEN"):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -54,6 +57,9 @@ def ray_session(address: str | None, cpus: float) -> Iterator[None]:
             temporary = tempfile.mkdtemp(prefix="bsm-", dir="/tmp" if len(tempfile.gettempdir()) > 20 else None)  # noqa: S108
             local = {"num_cpus": max(1, round(cpus + 0.499)), "include_dashboard": False}
             _start_ray(**common, **local, _temp_dir=temporary, object_store_memory=128 << 20)
+            with suppress(Exception):  # there is no public way
+                # It looks ten times a second for what workers print, which nobody asked for: 1 % of a core.
+                ray._private.worker._global_node.kill_log_monitor()  # type: ignore[attr-defined]
         else:
             try:
                 ray.init(address=address, **common)
@@ -122,6 +128,7 @@ def launch(run: RunDirectory, follow: Callable[[RunDirectory], Any] | None = Non
         try:
             with (
                 follow(run) if follow else nullcontext(),
+                _sigterm_stops(run),  # also while Ray starts, which then replaces the handler by its own
                 ray_session(cluster_address(job), job.cpus),
                 _sigterm_stops(run),
                 evaluator_beside(run, job),
