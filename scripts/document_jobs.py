@@ -65,9 +65,10 @@ def table(section: dict[str, Any], prefix: str) -> list[str]:
 def fields(schema: dict[str, Any], what: str) -> str:
     """All tables: the file itself, then its sections in the order of the schema."""
     sections = {
-        name: schema["$defs"][facts["$ref"].rpartition("/")[2]]
+        name: schema["$defs"][option["$ref"].rpartition("/")[2]]
         for name, facts in schema["properties"].items()
-        if "$ref" in facts
+        for option in (facts, *facts.get("anyOf", []))
+        if "$ref" in option
     }
     top = {**schema, "properties": {k: v for k, v in schema["properties"].items() if k not in sections}}
     lines = [f"### The {what}", "", *table(top, "")]

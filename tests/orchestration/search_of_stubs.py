@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import yaml
 
+from bessemer.errors import EvaluationError
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.orchestration.search import prepare_search, run_search
 from bessemer.orchestration.search_directory import SearchDirectory
-from bessemer.spec.search import SearchSpec
-from bessemer.tracking.search_journal import read_search
+from bessemer.orchestration.search_final import Judged
+from bessemer.spec.search import FinalSpec, SearchSpec
+from bessemer.spec.search_load import load_search
+from bessemer.spec.space import Space
+from bessemer.tracking.search_journal import SearchJournal, read_search
 from bessemer.training.checkpoint_files import FORMAT, MANIFEST, STATE, complete_checkpoints, kimg_name, write_json
 
-__all__ = ["DECAY", "RATE", "history", "make_search", "worth"]
+__all__ = ["DECAY", "RATE", "final_worth", "finished_search", "history", "make_search", "worth"]
 
 RATE, DECAY = "training.optimizers.generator.lr", "training.lr_schedule.decay"
 JOB: dict[str, Any] = {
@@ -54,6 +61,26 @@ def make_search(root: Path, address: str | None, **fields: Any) -> Path:
     (root / "job.yaml").write_text(yaml.safe_dump(JOB))
     (root / "search.yaml").write_text(yaml.safe_dump({**SEARCH, **fields}))
     return SearchDirectory.create(root / "search", *prepare_search(root / "search.yaml", address)).path
+
+
+def finished_search(root: Path, address: str | None, **fields: Any) -> Path:
+    """A search whose six trials are over; t0005 was stopped early, where it was the best of all."""
+    final = {"metric": "fd_pixels", "top": 4, "samples": 1000, "draws": 2}
+    path = make_search(root, address, budget={"trials": 6}, **{"final": final, **fields})
+    journal = SearchJournal(path)
+    journal.write("session", number=1)
+    rng = Random(0)
+    for number in range(6):
+        journal.write("trial", trial=number, point=Space(load_search(path / "search.yaml").space).draw(rng))
+        for rung in range(3):
+            decision = "finish" if rung == 2 else "stop" if number == 5 else "continue"
+            fields = {"kimg": rung + 1.0, "standard_error": 0.01, "seconds": 1.0, "values": {}}
+            value = 0.01 if number == 5 else 0.1 * (number + 1)
+            journal.write("result", trial=number, rung=rung, value=value, decision=decision, **fields)
+            if decision == "stop":
+                break
+        (path / "trials" / f"t{number:04d}").mkdir()
+    return path
 
 
 def history(directory: SearchDirectory, number: int) -> list[list[int]]:
@@ -98,8 +125,30 @@ def trial_of_a_stub(config: dict[str, Any]) -> None:
         tune.report({**result, "value": value, "standard_error": 0.01, "seconds": 1.0, "further": further})
 
 
+def judge_of_a_stub(path: Path, kimg: float, final: FinalSpec, draw: int) -> Judged:
+    """What a draw of a finalist is worth. A file in the trial's directory says what goes wrong."""
+    with (path.parents[1] / "judged.txt").open("a") as file:
+        file.write(f"{path.name} {draw}\n")
+    time.sleep(0.1)
+    if (path / "broken").exists():
+        raise EvaluationError("generated images: 3 of 10 are not finite")
+    if (path / "lost").exists():
+        (path / "lost").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Judged(final_worth(path.name, draw) + kimg * final.samples, 0.5, 2.0)
+
+
+def final_worth(trial: str, draw: int) -> float:
+    """Less, and so better, the later the trial; draws differ."""
+    return 10.0 * draw - int(trial[1:5])
+
+
 if __name__ == "__main__":
-    from tests.orchestration.search_of_stubs import trial_of_a_stub as by_its_name  # workers cannot import __main__
+    from tests.orchestration import search_of_stubs as by_its_name  # workers cannot import __main__
 
     for path in sys.argv[1:]:
-        run_search(SearchDirectory.open(Path(path)), trainable=by_its_name)
+        run_search(
+            SearchDirectory.open(Path(path)),
+            trainable=by_its_name.trial_of_a_stub,
+            judge=by_its_name.judge_of_a_stub,
+        )

@@ -268,6 +268,46 @@ def test_a_population_waits_for_all_of_it(journal: SearchJournal) -> None:
     assert (copy["trial"], copy["donor"]) == (2, 0)
 
 
+def test_a_population_that_stood_at_a_rung_when_its_driver_died_goes_on(journal: SearchJournal) -> None:
+    """Killed after the last result, and before the exchange: nobody will report again who could set it off."""
+    search = population(journal, [0.5, 0.1, 0.9, 0.4])
+    clerk = clerk_of(search, journal)
+    assert journal.table.exchanges == {}
+    clerk.settle()
+    (copy,) = journal.table.exchanges[0]["copies"]
+    assert (copy["trial"], copy["donor"]) == (2, 1)
+    clerk.settle()
+    assert list(journal.table.exchanges) == [0]
+    directory: Any = SimpleNamespace(search=search, base=None, path="somewhere")
+    searcher = JournalSearcher(directory, journal, points_of(search, journal.table), clerk)
+    assert [searcher.suggest(f"a{n}")["trial"] for n in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("begun", [4, 3])
+def test_a_budget_ends_a_population_as_a_whole(journal: SearchJournal, begun: int) -> None:
+    """Also where it is spent before the last of it were begun: nobody waits for those."""
+    over: list[int] = []
+    search = spec(scheduler={"name": "pbt"}, budget={"trials": 4, "kimg": 2.0})
+    inner = Population(search, journal, lambda: None, lambda point: True)
+    known = journal.table.trials
+    clerk = Clerk(
+        search, journal, inner, points_of(search, journal.table), 1, over=lambda trial: over.append(trial.number)
+    )
+    trials = begin(clerk, journal, begun)
+    for number, one in enumerate(trials):
+        assert over == [], "those that come to the rung later have the same chance"
+        one.status = "RUNNING"
+        assert clerk.on_trial_result(None, one, report(0, 0.1 * number)) == TrialScheduler.PAUSE
+        one.status = "PAUSED"
+    assert over == list(range(begun))
+    assert [(trial.state, trial.rung, trial.reason) for trial in known.values()] == [
+        ("stopped", 1, "the budget was spent")
+    ] * begun
+    assert journal.table.exchanges == {}
+    # Each runs once more, to hear that it is over.
+    assert clerk.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials)) is trials[0]  # type: ignore[arg-type]
+
+
 def test_a_resumed_population_is_handed_only_those_that_do_not_wait(journal: SearchJournal) -> None:
     search = population(journal, [0.5, 0.1])
     search = search.model_copy(update={"budget": search.budget.model_copy(update={"trials": 4})})

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,11 +26,12 @@ from typing import Any
 
 import pytest
 from tests.orchestration.processes import wait_for
-from tests.orchestration.search_of_stubs import DECAY, RATE, history, make_search, worth
+from tests.orchestration.search_of_stubs import DECAY, RATE, final_worth, finished_search, history, make_search, worth
 
 from bessemer.orchestration.search_directory import SearchDirectory
 from bessemer.spec.search_load import load_search
 from bessemer.spec.space import Space
+from bessemer.tracking.runs import load_run
 from bessemer.tracking.search_journal import SearchTable, read_search
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
@@ -179,6 +181,61 @@ def test_a_grid_is_gone_through(done: dict[str, Path]) -> None:
 def test_further_objectives_are_kept(done: dict[str, Path]) -> None:
     for trial in read_search(done["pareto"]).trials.values():
         assert trial.results[0].values == {"fd_pixels": trial.point[RATE]}
+
+
+def test_stopped_trials_say_so_themselves(done: dict[str, Path]) -> None:
+    """Whoever lists the runs of a search sees at once which of them are over."""
+    for name in ("asha", "median", "hyperband"):
+        table, directory = read_search(done[name]), SearchDirectory.open(done[name])
+        stopped = [trial.number for trial in table.trials.values() if trial.state == "stopped"]
+        assert stopped
+        for number in stopped:
+            assert load_run(directory.run_path(number, 0)).last_word == "stopped"
+
+
+def final_lines(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (path / "search.jsonl").read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["kind"] in ("finalists", "final")]
+
+
+def test_a_final_survives_sigkill_lost_judges_and_a_finalist_that_cannot_be_judged(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    path = finished_search(tmp_path / "final", cluster["address"], concurrency=1)
+    (path / "trials" / "t0001" / "broken").touch()
+    (path / "trials" / "t0002" / "lost").touch()
+    process = drive(cluster, path)
+    wait_for("a final value", lambda: any(line["kind"] == "final" for line in final_lines(path)), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    before = read_search(path)
+    assert (before.ended, before.final_is_over) == (None, False)
+    assert before.best() is before.trials[0], "half of a final says nothing"
+    over(drive(cluster, path))
+    table = read_search(path)
+    assert (table.ended, table.final_is_over) == ("all trials are over", True)
+    assert table.final is not None
+    assert table.final.trials == (0, 1, 2, 3), "the best four of those that came furthest"
+    lines = final_lines(path)
+    assert [line["kind"] for line in lines].count("finalists") == 1
+    assert Counter(line["trial"] for line in lines[1:]) == {0: 1, 1: 1, 2: 1, 3: 1}
+    for number, trial in before.trials.items():
+        assert trial.final is None or table.trials[number].final == trial.final
+        assert table.trials[number].results == trial.results
+    for number in (0, 2, 3):
+        found = table.trials[number].final
+        draws = [final_worth(f"t{number:04d}", draw) + 3.0 * 1000 for draw in (0, 1)]
+        assert found is not None
+        assert found.value == pytest.approx(statistics.mean(draws))
+        assert found.standard_error == pytest.approx(statistics.stdev(draws) / math.sqrt(2))
+        assert found.seconds == 4.0
+    failed = table.trials[1].final
+    assert failed is not None
+    assert (failed.value, failed.reason) == (None, "generated images: 3 of 10 are not finite")
+    assert table.best() is table.trials[3], "the final has the last word"
+    judged = Counter((path / "judged.txt").read_text().split("\n")[:-1])
+    assert {line for line in judged if judged[line] == 1} >= {"t0003 0", "t0003 1"}
+    assert not (path / "worked.txt").exists(), "nothing was trained again"
 
 
 def test_a_driver_killed_at_any_moment_leaves_a_search_that_ends_the_same(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bessemer.errors import SpecError
 from bessemer.spec.search import DimensionSpec, SearchSpec
-from bessemer.spec.search_load import check_corners, dump_search, load_base, load_search, trial_job
+from bessemer.spec.search_load import check_corners, dump_search, judged_base, load_base, load_search, trial_job
 from bessemer.spec.space import Space
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,12 +109,39 @@ def test_the_base_job_has_what_all_trials_share(tmp_path: Path) -> None:
             "training.batch_size must stay as it was in the checkpoint",
         ),
         ({**SEARCH, "set": {"training.total_kimg": 3}}, "set.training.total_kimg: the search sets it itself"),
+        (changed(final={"metric": "fid", "top": 9}), "final.top: 9 finalists of 8 trials"),
+        (changed(final={"metric": "fid", "top": 1}), "final.top: 1"),
+        (changed(final={"metric": "device_hours"}), "final.metric: device_hours is no metric"),
+        (
+            changed(final={"metric": "kid_efflite0", "samples": 200, "draws": 2}),
+            "2 x 200 images say no more of kid_efflite0 than the 400 of the last rung",
+        ),
+        (
+            changed(final={"metric": "kid_efflite0", "samples": 5000, "mode": "max"}),
+            "final.mode: max, and objective.mode is min for the same metric",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, search: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message) as caught:
         load_search(write(tmp_path, search))
     assert re.search(r"search.yaml:\d+: ", str(caught.value))
+
+
+def test_the_final_metric_goes_through_the_rules_of_jobs(tmp_path: Path) -> None:
+    search = load_search(write(tmp_path, changed(final={"metric": "fd_efflite0", "samples": 5000})))
+    base = load_base(search, tmp_path)
+    assert base.evaluation.metrics == ("kid_efflite0",), "rungs have nothing to do with it"
+    assert judged_base(search, base).evaluation.metrics == ("kid_efflite0", "fd_efflite0")
+    for metric, message in (("fd", "does not name its feature extractor"), ("latency_ms", "leave it out")):
+        search = load_search(write(tmp_path, changed(final={"metric": metric})))
+        with pytest.raises(SpecError, match=f"final.metric: .*{message}"):
+            check_corners(search, load_base(search, tmp_path))
+    # Some are no metric at one corner of the space only.
+    space = {"ema.batch_norm": {"choice": ["copied", "recomputed"]}}
+    search = load_search(write(tmp_path, changed(space=space, final={"metric": "bits_per_dim"})))
+    with pytest.raises(SpecError, match=r"1 of 2 corners.*\n.*at ema.batch_norm = recomputed: ema.batch_norm"):
+        check_corners(search, load_base(search, tmp_path))
 
 
 def test_a_grid_must_fit_the_budget(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.tracking.conftest import RunMaker
 
 from bessemer.cli.runs import runs as runs_command
 from bessemer.errors import RunError
 from bessemer.tracking.files import RUN_LOCK, hold_lock
 from bessemer.tracking.index import list_runs
 from bessemer.tracking.runs import evaluation_curves, flatten, load_run, metric_scores
+from bessemer.tracking.search_journal import SEARCH_LOCK
 from bessemer.tracking.summary import summarise
 
 
@@ -49,6 +51,21 @@ def test_states(make_run: Any) -> None:
     run.evaluate(100, 0.1)
     run.event("warning", 200, about="mlflow", message="late")
     assert _state(run.path) == "finished"
+
+
+def test_a_trial_runs_for_as_long_as_its_search_unless_it_is_over(tmp_path: Path) -> None:
+    search = tmp_path / "mine"
+    run = RunMaker(search / "trials" / "t0000")
+    (search / "search.json").write_text("{}")
+    (search / SEARCH_LOCK).touch()
+    run.event("started", 0)
+    assert _state(run.path) == "stopped"  # its search was killed: the journal is fresh, and has no last word
+    with hold_lock(search / SEARCH_LOCK):
+        assert _state(run.path) == "running"
+        assert list_runs(search / "trials")[0].state == "running"
+        run.event("stopped", 100, reason="others were better")
+        assert _state(run.path) == "stopped"
+    assert list_runs(search / "trials")[0].state == "stopped"
 
 
 def test_a_run_that_was_told_to_stop_is_stopped_until_it_goes_on(make_run: Any) -> None:

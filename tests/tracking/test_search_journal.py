@@ -99,6 +99,63 @@ def test_the_best_is_looked_for_among_those_that_came_furthest() -> None:
     assert fold(records()[:3]).best() is None
 
 
+def final_records(*finals: tuple[int, float | None, float | None], mode: str = "min") -> list[dict[str, Any]]:
+    """Four trials, the last of which was stopped early; of the others, those that are named were judged once more."""
+    found: list[dict[str, Any]] = [{"kind": "session", "number": 1}]
+    for number, values in enumerate(((0.5, 0.30), (0.6, 0.20), (0.4, 0.25), (0.1,))):
+        found.append({"kind": "trial", "trial": number, "point": {"a": number}})
+        for rung, value in enumerate(values):
+            decision = "finish" if rung else "stop" if len(values) == 1 else "continue"
+            found.append(result(number, rung, value, decision, standard_error=0.04))
+    how = {"metric": "fd_efflite0", "mode": mode, "samples": 5000, "draws": 3}
+    found.append({"kind": "finalists", "trials": [1, 2, 0], **how})
+    for number, value, error in finals:
+        what = {"reason": "not finite"} if value is None else {"value": value, "standard_error": error, "seconds": 36.0}
+        found.append({"kind": "final", "trial": number, **what})
+    return [{**record, "time": 1000.0 + index} for index, record in enumerate(found)]
+
+
+def order(*finals: tuple[int, float | None, float | None], mode: str = "min") -> tuple[list[int], bool]:
+    table = fold(final_records(*finals, mode=mode))
+    return [trial.number for trial in table.ranked()], table.final_is_over
+
+
+def test_the_final_counts_once_all_of_it_is_over() -> None:
+    """Half of a final compares what is not comparable: until its end, the last rung says who is best."""
+    assert order() == ([1, 2, 0, 3], False)
+    assert order((1, 30.0, 1.0)) == ([1, 2, 0, 3], False)
+    assert order((1, 30.0, 1.0), (2, 20.0, 1.0)) == ([1, 2, 0, 3], False)
+    whole = ((1, 30.0, 1.0), (2, 20.0, 1.0), (0, 25.0, 1.0))
+    assert order(*whole) == ([2, 0, 1, 3], True)
+    assert order(*whole, mode="max") == ([1, 0, 2, 3], True)
+    # A finalist that could not be judged comes after those that were, and before those that did not come so far.
+    assert order((1, None, None), *whole[1:]) == ([2, 0, 1, 3], True)
+    assert order((1, None, None), (2, None, None), (0, None, None)) == ([1, 2, 0, 3], False)
+    again = fold([*final_records(*whole), {"kind": "final", "trial": 2, "value": 90.0, "time": 2000.0}])
+    assert again.trials[2].final is not None
+    assert again.trials[2].final.value == 20.0, "it counts once"
+    assert again.final_hours == pytest.approx(3 * 36 / 3600)
+    other = {
+        "kind": "finalists",
+        "trials": [3],
+        "metric": "fid",
+        "mode": "min",
+        "samples": 9,
+        "draws": 1,
+        "time": 2001.0,
+    }
+    assert fold([*final_records(*whole), other]).final == again.final
+
+
+def test_who_is_as_good_as_the_best_is_said_by_the_same_judgement() -> None:
+    def close(*finals: tuple[int, float | None, float | None]) -> list[int]:
+        return [trial.number for trial in fold(final_records(*finals)).as_good()]
+
+    assert close() == [2]  # 0.25 and 0.20, each ± 0.04: 0.05 < 0.057; 0.30 is too far, and 0.1 is of another rung
+    assert close((2, 20.0, 3.0), (0, 24.9, 4.0), (1, 25.1, 4.0)) == [0]  # 5 = the root of 3² + 4²
+    assert close((2, 20.0, None), (0, 20.1, None), (1, 20.2, None)) == []
+
+
 def test_the_error_of_a_mean_is_the_larger_of_scatter_and_measurement() -> None:
     assert combine([0.5], [0.1]) == (0.5, 0.1)
     assert combine([0.5], [None]) == (0.5, None)

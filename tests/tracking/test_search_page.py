@@ -67,6 +67,35 @@ def test_trials_are_followed_through_all_pictures(tab: Tab, tmp_path: Path) -> N
     assert [url for url in tab.requested if not url.startswith(("data:", "file:", "about:"))] == []
 
 
+def test_the_final_has_the_first_and_the_last_word(tab: Tab, tmp_path: Path) -> None:
+    search = {**SEARCH, "final": {"metric": "fd_efflite0", "top": 2, "samples": 5000}}
+    found = records(SearchSpec.model_validate(search), lambda point: point[RATE] * 1000, trials=12)
+    ends = sorted((one for one in found if one.get("rung") == 1), key=lambda one: one["value"])
+    how = {"metric": "fd_efflite0", "mode": "min", "samples": 5000, "draws": 3}
+    found.append({"kind": "finalists", "trials": [one["trial"] for one in ends[:2]], **how})
+    for value, one in zip((31.5, 30.25), ends, strict=False):
+        found.append({"kind": "final", "trial": one["trial"], "value": value, "standard_error": 0.5, "seconds": 9.0})
+    tab.problems.clear()
+    tab.open(page_of(tmp_path, search, found))
+    winner = f"t{ends[1]['trial']:04d}"
+    hero = tab.evaluate("document.querySelector('.hero').innerText")
+    for words in (
+        "fd_efflite0",
+        "30.25",
+        "± 0.5",
+        winner,
+        "final of 2 finalists, 3 \u00d7 5000 samples",
+        "(lower is better)",
+    ):
+        assert words in hero, (words, hero)
+    assert "within one standard error" not in hero  # 1.25 > 0.5 √2
+    cells = tab.evaluate("[...document.querySelectorAll('tbody tr:first-child > *')].map((one) => one.textContent)")
+    assert cells[:4] == [winner, "finished", "30.25", "± 0.5"]
+    heads = tab.evaluate("[...document.querySelectorAll('thead th')].map((one) => one.textContent)")
+    assert heads[:6] == ["trial", "state", "final fd_efflite0", "±", "kimg", "kid_efflite0"]
+    assert tab.problems == []
+
+
 def test_a_hostile_search_runs_nothing(tab: Tab, tmp_path: Path) -> None:
     space = {**SEARCH["space"], "training.lr_schedule.decay": {"choice": ["none", EVIL]}}
     del space["training.lr_schedule.final"]

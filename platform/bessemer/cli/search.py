@@ -102,8 +102,8 @@ def status(
     from bessemer.spec.search_load import load_search
     from bessemer.tracking.files import is_locked
     from bessemer.tracking.search_journal import SEARCH_LOCK, read_search
+    from bessemer.tracking.search_report import described_final, rows
     from bessemer.tracking.search_report import importance as importance_of
-    from bessemer.tracking.search_report import rows
 
     path = _find(search)
     spec, known = load_search(path / "search.yaml"), read_search(path)
@@ -112,7 +112,8 @@ def status(
     matter = importance_of(spec, known) if importance else []
     if json:
         shares = [{"field": one.field, "share": one.share, "spread": one.spread} for one in matter]
-        echo_json({"state": state, "ended": known.ended, "trials": found, "importance": shares})
+        final = described_final(known)
+        echo_json({"state": state, "ended": known.ended, "final": final, "trials": found, "importance": shares})
         return
     states = [trial.state for trial in known.trials.values()]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states)))
@@ -120,21 +121,22 @@ def status(
     typer.echo(f"{spec.name}: {state}, {len(known.trials)} of {spec.budget.trials} trials ({counts or 'none yet'})")
     kimg = known.kimg(len(spec.seeds or (0,)))
     typer.echo(f"spent: {kimg:.4g} kimg, {hours:.3g} device-hours in {known.seconds / 3600:.3g} hours")
+    if known.final is not None:
+        judged = sum(known.trials[number].final is not None for number in known.final.trials)
+        typer.echo(
+            f"final: {judged} of {len(known.final.trials)} finalists judged by {known.final.metric}, "
+            f"{known.final_hours:.3g} device-hours"
+        )
     fields = list(spec.space)
     names = [field.removeprefix("training.optimizers.").removeprefix("training.") for field in fields]
-    shown = [
-        (
-            r["trial"],
-            r["state"],
-            r["kimg"],
-            r["value"],
-            r["standard_error"],
-            *(_short(r["point"].get(f)) for f in fields),
-        )
-        for r in found[:most]
-    ]
+    plain = ["trial", "state", "kimg", "value", "standard_error"]
+    headers = ["trial", "state", "kimg", spec.objective.metric, "±"]
+    if known.final is not None:
+        plain[2:2] = ["final", "final_standard_error"]
+        headers[2:2] = [f"final {known.final.metric}", "±"]
+    shown = [(*(row[name] for name in plain), *(_short(row["point"].get(f)) for f in fields)) for row in found[:most]]
     if shown:
-        table(("trial", "state", "kimg", spec.objective.metric, "±", *names), shown)
+        table((*headers, *names), shown)
     if len(found) > most:
         typer.echo(f"... and {len(found) - most} more (--most)")
     if importance:
@@ -147,7 +149,11 @@ def status(
 
 @app.command(short_help="Say which trial is best.")
 def best(search: SearchArgument, json: JsonOption = False) -> None:
-    """Say which trial is best among those that came furthest, and what its settings are."""
+    """Say which trial is best, by which judgement, and what its settings are.
+
+    That is the last word of the final, where the search has one that is over; before, the last value of those that came
+    furthest.
+    """
     from bessemer.cli.output import echo_json
     from bessemer.spec.search_load import load_search
     from bessemer.tracking.search_journal import read_search
@@ -231,19 +237,20 @@ def _find(search: Path) -> Path:
 
 
 def _print_best(path: Path) -> None:
+    from bessemer.errors import some
     from bessemer.spec.search_load import describe_point, load_search
     from bessemer.tracking.search_journal import read_search
+    from bessemer.tracking.search_report import best_in_words
 
     spec, known = load_search(path / "search.yaml"), read_search(path)
     winner = known.best(spec.objective.mode)
     if winner is None or winner.last is None:
         typer.echo("no trial was judged yet")
         return
-    error = "" if winner.last.standard_error is None else f" ± {winner.last.standard_error:.2g}"
-    typer.echo(
-        f"best: {winner.name} with {spec.objective.metric} {winner.last.value:.4g}{error} at {winner.kimg:g} kimg"
-    )
+    typer.echo(f"best: {best_in_words(spec, known)}")
     typer.echo(f"      {describe_point(winner.point)}")
+    if close := [trial.name for trial in known.as_good(spec.objective.mode)]:
+        typer.echo(f"      within one standard error of it: {some(close)}")
     typer.echo(f"next: bessemer search promote {path} --out {spec.name}-best.yaml", err=True)
 
 

@@ -13,18 +13,29 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bessemer.errors import MachineError, SpecError, TrainingError
 from bessemer.orchestration.launch import ray_session
 from bessemer.orchestration.preflight import cluster_address, preflight, with_absolute_paths
 from bessemer.orchestration.search_directory import SearchDirectory
+from bessemer.orchestration.search_final import Judge, hold_final, judge_run
 from bessemer.spec.job import JobSpec
 from bessemer.spec.load import load_job, set_field
 from bessemer.spec.search import SearchSpec
-from bessemer.spec.search_load import check_corners, describe_point, load_base, load_search, trial_job
+from bessemer.spec.search_load import (
+    check_corners,
+    describe_point,
+    judged_base,
+    load_base,
+    load_search,
+    trial_job,
+)
 from bessemer.spec.space import Point, Space
 from bessemer.tracking.search_journal import SearchJournal
+
+if TYPE_CHECKING:
+    from bessemer.orchestration.search_schedulers import Clerk
 
 __all__ = ["Prepared", "check_search", "create_search", "prepare_search", "run_search"]
 
@@ -78,19 +89,15 @@ def check_search(prepared: Prepared, root: Path) -> None:
     Raises:
         BessemerError: names the field or file, the value, the rule and the fix.
     """
-    from bessemer.evaluation.names import KINDS, TARGETS, parse_metric, split_metrics
     from bessemer.orchestration.search_points import check_searcher
     from bessemer.orchestration.worker import check_job
 
-    search, base, _ = prepared
+    search = prepared.search
+    base = judged_base(search, prepared.base)
     check_searcher(search)
-    objective = search.objective
-    compared, _, targets = split_metrics([objective.metric])
-    kinds = [KINDS[parse_metric(name).kind] for name in compared] + [TARGETS[name] for name in targets]
-    higher = any(kind.higher_is_better for kind in kinds)
-    if higher != (objective.mode == "max"):
-        right = "max" if higher else "min"
-        raise SpecError(f"objective.mode: {objective.mode} is the wrong way for {objective.metric}; set it to {right}.")
+    _check_mode("objective", search.objective.metric, search.objective.mode)
+    if search.final is not None:
+        _check_mode("final", search.final.metric, search.final.mode)
     preflight(base, root)
     if cluster_address(base) is None and search.concurrency is not None:
         cores, needed = len(os.sched_getaffinity(0)), search.concurrency * base.cpus
@@ -105,6 +112,21 @@ def check_search(prepared: Prepared, root: Path) -> None:
             check_job(trial_job(base, point))
         except SpecError as e:
             raise SpecError(f"space: at {describe_point(point)}: {e}") from None
+
+
+def _check_mode(section: str, metric: str, mode: str) -> None:
+    """Check that `mode` is the way in which `metric` is better.
+
+    Raises:
+        SpecError: it is not.
+    """
+    from bessemer.evaluation.names import KINDS, TARGETS, parse_metric, split_metrics
+
+    compared, _, targets = split_metrics([metric])
+    kinds = [KINDS[parse_metric(name).kind] for name in compared] + [TARGETS[name] for name in targets]
+    right = "max" if any(kind.higher_is_better for kind in kinds) else "min"
+    if mode != right:
+        raise SpecError(f"{section}.mode: {mode} is the wrong way for {metric}; set it to {right}.")
 
 
 def _one_at_a_time(space: Space) -> list[Point]:
@@ -130,7 +152,10 @@ def create_search(prepared: Prepared, path: Path) -> SearchDirectory:
 
 
 def run_search(
-    directory: SearchDirectory, say: Callable[[str], None] = lambda line: None, trainable: Trainable | None = None
+    directory: SearchDirectory,
+    say: Callable[[str], None] = lambda line: None,
+    trainable: Trainable | None = None,
+    judge: Judge | None = None,
 ) -> None:
     """Run a search to its end, from where it stands.
 
@@ -138,6 +163,7 @@ def run_search(
         directory: of the search.
         say: shown one line for each result.
         trainable: what a trial does; benchmarks have another than training.
+        judge: how finalists are judged, if trials do not train.
 
     Raises:
         RunError: another process drives the search.
@@ -154,7 +180,10 @@ def run_search(
             cores = len(os.sched_getaffinity(0))
             wanted = search.concurrency * base.cpus if search.concurrency else max(cores, math.ceil(base.cpus))
             with ray_session(address, wanted), mirror or nullcontext():
-                _fit(directory, journal, say, trainable)
+                reason = _fit(directory, journal, say, trainable)
+                hold_final(directory, journal, say, judge or judge_run)
+                journal.write("ended", reason=reason)
+                directory.forget_sessions()
         finally:
             _write_report(directory)
             if mirror is not None:
@@ -166,7 +195,8 @@ def run_search(
 
 def _fit(
     directory: SearchDirectory, journal: SearchJournal, say: Callable[[str], None], trainable: Trainable | None
-) -> None:
+) -> str:
+    """Train what is left to train; says why there is no more."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from ray import tune
@@ -190,9 +220,15 @@ def _fit(
         copy_states(directory, table)
 
     copy()  # what a killed driver left half done
+    for trial in table.trials.values():
+        directory.leave_last_word(trial)  # the same
     points = points_of(search, table)
     inner = scheduler_of(search, journal, copy, is_legal)
-    clerk = Clerk(search, journal, inner, points, len(directory.seeds), say)
+    clerk = Clerk(search, journal, inner, points, len(directory.seeds), say, directory.leave_last_word)
+    clerk.settle()  # a population may have stood at a rung when the driver died
+    left = 0 if clerk.spent() else max(0, search.budget.trials - len(table.trials))
+    if table.final is not None or not (table.live or left):
+        return _reason(clerk)
     searcher = JournalSearcher(directory, journal, points, clerk)
     bundle = {"CPU": base.resources.cpus_per_worker}
     if base.resources.gpus_per_worker:
@@ -203,7 +239,7 @@ def _fit(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=clerk,
-            num_samples=len(table.live) + max(0, search.budget.trials - len(table.trials)),
+            num_samples=len(table.live) + left,
             max_concurrent_trials=None if search.scheduler.name in ("pbt", "pb2") else search.concurrency,
             reuse_actors=True,
         ),
@@ -217,11 +253,13 @@ def _fit(
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the journal says who was lost
     tuner.fit()
-    reason = "the budget was spent" if clerk.spent() else "all trials are over"
     if table.live:
         raise TrainingError(f"{directory.path}: Tune ended before {len(table.live)} trials did; resume the search.")
-    journal.write("ended", reason=reason)
-    directory.forget_sessions()
+    return _reason(clerk)
+
+
+def _reason(clerk: Clerk) -> str:
+    return "the budget was spent" if clerk.spent() else "all trials are over"
 
 
 def _check_room(bundle: dict[str, float], workers: int) -> None:

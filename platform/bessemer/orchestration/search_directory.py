@@ -18,7 +18,9 @@ from bessemer.spec.load import dump_job, load_job
 from bessemer.spec.search import SearchSpec
 from bessemer.spec.search_load import dump_search, load_search
 from bessemer.tracking.files import hold_lock
-from bessemer.tracking.search_journal import SEARCH_LOCK, trial_name
+from bessemer.tracking.journal import Journal
+from bessemer.tracking.runs import load_run
+from bessemer.tracking.search_journal import SEARCH_LOCK, Trial, trial_name
 
 __all__ = ["SearchDirectory"]
 
@@ -104,6 +106,24 @@ class SearchDirectory:
         """Run directory of a trial for the seed at `index`."""
         suffix = "" if len(self.seeds) == 1 else f"-seed{self.seeds[index]}"
         return self.path / "trials" / f"{trial_name(number)}{suffix}"
+
+    def leave_last_word(self, trial: Trial) -> None:
+        """Let the runs of a trial that is over say so in their own journals, as other runs do, unless they have."""
+        if not trial.is_over:
+            return
+        for path in (self.run_path(trial.number, index) for index in range(len(self.seeds))):
+            if not (path / "run.json").is_file():
+                continue
+            run = load_run(path)
+            if run.last_word is not None:
+                continue
+            nimg = max((record["nimg"] for record in run.records), default=0)
+            fields = (
+                {"event": "failed", "error": trial.reason}
+                if trial.state == "failed"
+                else {"event": "stopped", "reason": trial.reason or "the search stopped it: others were better"}
+            )
+            Journal(path / "journal.jsonl").write("event", nimg, **fields)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -53,25 +53,34 @@ class Population(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:  # noqa: ARG002
         return TrialScheduler.PAUSE
 
-    def settle(self) -> None:
-        """Exchange settings and states if the whole population stands at a rung."""
+    def stands(self, is_whole: bool) -> bool:
+        """Whether all of the population stand at a rung where nothing was exchanged yet.
+
+        Args:
+            is_whole: nobody else is to come, however many the budget would allow.
+        """
         table = self._journal.table
         live = table.live
-        if not live or len(table.trials) < self._search.budget.trials:
-            return
+        if not live or (len(table.trials) < self._search.budget.trials and not is_whole):
+            return False
         rung = live[0].rung - 1
-        if rung < 0 or rung in table.exchanges or any(trial.rung - 1 != rung for trial in live):
-            return
+        return rung >= 0 and rung not in table.exchanges and all(trial.rung - 1 == rung for trial in live)
+
+    def exchange(self) -> None:
+        """Exchange settings and states. The population stands at a rung."""
+        table = self._journal.table
+        rung = table.live[0].rung - 1
         self._journal.write("exchange", rung=rung, copies=copies_at(self._search, table, rung, self._is_legal))
         self._copy()
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        """A trial that does not wait for others."""
+        """A trial that does not wait for others, or that only has to hear that it is over."""
         table = self._journal.table
         for status in (TuneTrial.PENDING, TuneTrial.PAUSED):
             for trial in tune_controller.get_trials():
                 known = table.trials[trial.config["trial"]]
-                if trial.status == status and (known.rung == 0 or known.rung - 1 in table.exchanges):
+                waits = known.rung > 0 and known.rung - 1 not in table.exchanges and not known.is_over
+                if trial.status == status and not waits:
                     return trial  # type: ignore[no-any-return]
         return None
 

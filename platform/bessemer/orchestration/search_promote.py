@@ -41,8 +41,10 @@ def promoted_job(path: Path, trial: str | None, overrides: Sequence[str]) -> tup
     job = set_field(directory.original, {**search.set, **chosen.point, "name": f"{search.name}-{chosen.name}"})
     if overrides:
         job = apply_overrides(job, overrides)
-    last = chosen.last
+    last, final = chosen.last, chosen.final
     value = "not judged" if last is None else f"{search.objective.metric} {last.value:.4g} at {last.kimg:g} kimg"
+    if table.final_is_over and table.final is not None and final is not None and final.value is not None:
+        value = f"{table.final.metric} {final.value:.4g} in the final, {value}"
     said = f"{chosen.name} ({value}): {describe_point(chosen.point)}"
     fields = job.model_dump(mode="json", exclude_defaults=True)
     order = [name for name in JobSpec.model_fields if name in fields]

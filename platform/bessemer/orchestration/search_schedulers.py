@@ -125,6 +125,7 @@ class Clerk(TrialScheduler):
         points: who is told of results.
         seeds: with which each point is trained.
         say: shown one line for each result.
+        over: told of each trial that is over, after the journal.
     """
 
     def __init__(
@@ -135,10 +136,11 @@ class Clerk(TrialScheduler):
         points: Points,
         seeds: int,
         say: Callable[[str], None] = lambda line: None,
+        over: Callable[[Trial], None] = lambda trial: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._search, self._journal, self._inner, self._points = search, journal, inner, points
-        self._seeds, self._say = seeds, say
+        self._seeds, self._say, self._over = seeds, say, over
         self._metric = "value"
         # Hyperband compares trials that run at the same time: what is over belongs to brackets that are gone.
         remembers = isinstance(inner, NoisyAsha | MedianStoppingRule)
@@ -180,11 +182,10 @@ class Clerk(TrialScheduler):
         self._points.judged(known, known.results[-1])
         self._say(_line(self._search, known, known.results[-1]))
         if decision in ("stop", "budget", "finish"):
-            self._points.over(known)
+            self.ended(known)
             if decision != "stop":
                 self._leave(tune_controller, trial, result)
-        if isinstance(self._inner, Population):
-            self._inner.settle()
+        self.settle()
         return action
 
     def _decide(
@@ -192,7 +193,8 @@ class Clerk(TrialScheduler):
     ) -> tuple[str, Decision]:
         if result["rung"] == len(self._search.objective.rungs_kimg) - 1:
             return TrialScheduler.STOP, "finish"
-        if self.spent(known, result):
+        # A population is ended as a whole: those that were judged first would go on alone otherwise.
+        if not isinstance(self._inner, Population) and self.spent(known, result):
             return TrialScheduler.STOP, "budget"
         action = self._inner.on_trial_result(tune_controller, trial, result)
         if action == TrialScheduler.STOP:
@@ -217,15 +219,30 @@ class Clerk(TrialScheduler):
         if not isinstance(self._inner, FIFOScheduler) or isinstance(self._inner, MedianStoppingRule):
             self._inner.on_trial_complete(tune_controller, trial, result)
 
+    def ended(self, known: Trial) -> None:
+        """Pass on that a trial is over, as the journal says."""
+        self._points.over(known)
+        self._over(known)
+
     def failed(self, known: Trial, reason: str) -> None:
         """Write down that a trial cannot go on."""
         if known.is_over:
             return
         self._journal.write("failed", trial=known.number, reason=reason)
-        self._points.over(known)
+        self.ended(known)
         self._say(f"{known.name}  failed: {reason.splitlines()[0]}")
-        if isinstance(self._inner, Population):
-            self._inner.settle()
+        self.settle()
+
+    def settle(self) -> None:
+        """Let a population that stands at a rung exchange and go on, or end all of it where the budget is spent."""
+        if not isinstance(self._inner, Population) or not self._inner.stands(is_whole=(spent := self.spent())):
+            return
+        if not spent:
+            self._inner.exchange()
+            return
+        for known in self._journal.table.live:
+            self._journal.write("stopped", trial=known.number, reason="the budget was spent")
+            self.ended(known)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
         self._inner.on_trial_error(tune_controller, trial)

@@ -81,7 +81,7 @@ class JournalSearcher(Searcher):
         known = self._journal.table.trials[self._numbers[trial_id]]
         if not known.is_over and not error:
             self._journal.write("stopped", trial=known.number, reason="others of its bracket were better")
-            self._points.over(known)
+            self._clerk.ended(known)
 
     def on_pause(self, trial_id: str) -> None:
         """Hyperband's for BOHB wants to say so."""

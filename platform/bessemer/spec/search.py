@@ -15,6 +15,7 @@ from bessemer.spec.job import Name, PositiveKimg, Section
 __all__ = [
     "BudgetSpec",
     "DimensionSpec",
+    "FinalSpec",
     "ObjectiveSpec",
     "SchedulerSpec",
     "SearchSpec",
@@ -54,6 +55,25 @@ class ObjectiveSpec(Section):
     also: tuple[str, ...] = ()
     """Further objectives, less is better: other metrics, or `device_hours`. The searcher then looks for the Pareto
     front; the scheduler still judges by `metric`."""
+
+
+class FinalSpec(Section):
+    """How finalists are judged once more when all trials are over, as far as the search has such a final.
+
+    For metrics that are too dear, or too biased, for the few samples of a rung.
+    """
+
+    metric: str
+    """Metric with its extractor, such as `fid` or `fd_efflite0`; that of the objective only with more samples."""
+    mode: Literal["min", "max"] = "min"
+    """Which way is better."""
+    top: Annotated[int, Field(ge=2)] = 3
+    """Finalists: so many of the trials that came furthest, the best by the objective."""
+    samples: Annotated[int, Field(ge=2)] = 10_000
+    """Generated images of each draw."""
+    draws: Annotated[int, Field(ge=1)] = 3
+    """Draws of images for each finalist and seed, with latents that no rung has seen and that are the same for all
+    finalists. The value is the mean over them; several also say its standard error, where the metric has none."""
 
 
 class BudgetSpec(Section):
@@ -107,6 +127,8 @@ class SearchSpec(Section):
     space: Annotated[dict[str, DimensionSpec], Field(min_length=1)]
     """Fields of the job, with dots, that are varied, such as `training.optimizers.generator.lr`."""
     objective: ObjectiveSpec
+    final: FinalSpec | None = None
+    """How finalists are judged once more; the last rung has the last word when unset."""
     budget: BudgetSpec
     scheduler: SchedulerSpec = SchedulerSpec()
     searcher: SearcherSpec = SearcherSpec()

@@ -14,7 +14,16 @@ from bessemer.spec.load import load_job, load_spec, set_field
 from bessemer.spec.search import SearchSpec
 from bessemer.spec.space import Space
 
-__all__ = ["check_corners", "describe_point", "dump_search", "load_base", "load_search", "search_schema", "trial_job"]
+__all__ = [
+    "check_corners",
+    "describe_point",
+    "dump_search",
+    "judged_base",
+    "load_base",
+    "load_search",
+    "search_schema",
+    "trial_job",
+]
 
 _MOST_PROBLEMS = 10
 
@@ -74,6 +83,20 @@ def _common(search: SearchSpec) -> dict[str, Any]:
     }
 
 
+def judged_base(search: SearchSpec, base: JobSpec) -> JobSpec:
+    """The base with every metric by which its trials are judged, the final one among them: what has to be checked.
+
+    Raises:
+        SpecError: the final metric breaks a rule of jobs.
+    """
+    if search.final is None or search.final.metric in base.evaluation.metrics:
+        return base
+    try:
+        return set_field(base, {"evaluation.metrics": [*base.evaluation.metrics, search.final.metric]})
+    except SpecError as e:
+        raise SpecError("\n".join(f"final.metric: {line}" for line in str(e).splitlines())) from None
+
+
 def trial_job(base: JobSpec, point: Mapping[str, Any], **fields: Any) -> JobSpec:
     """The job of a trial.
 
@@ -94,6 +117,7 @@ def check_corners(search: SearchSpec, base: JobSpec) -> None:
     Raises:
         SpecError: names the corners that are not, and the rules that they break.
     """
+    base = judged_base(search, base)
     problems: dict[str, str] = {}
     corners = Space(search.space).corners()
     refused = 0

@@ -36,7 +36,7 @@ def check_search(search: SearchSpec) -> None:
     Raises:
         ValueError: one line per broken rule, each as ``field.path: value, rule, fix``.
     """
-    rules = (_dimension_rules, _field_rules, _objective_rules, _scheduler_rules, _searcher_rules)
+    rules = (_dimension_rules, _field_rules, _objective_rules, _final_rules, _scheduler_rules, _searcher_rules)
     broken = [line for rule in rules for line in rule(search)]
     if broken:
         raise ValueError("\n".join(broken))
@@ -126,6 +126,26 @@ def _objective_rules(search: SearchSpec) -> Iterator[str]:
         yield f"objective.samples: {len(samples)} numbers for {len(rungs)} rungs (objective.rungs_kimg); remove some."
     if objective.metric in objective.also or len(set(objective.also)) < len(objective.also):
         yield f"objective.also: {list(objective.also)} names an objective twice; keep it once."
+
+
+def _final_rules(search: SearchSpec) -> Iterator[str]:
+    final, objective = search.final, search.objective
+    if final is None:
+        return
+    if final.metric == "device_hours":
+        yield "final.metric: device_hours is no metric of what a trial generates; name one, such as fd_efflite0."
+    if final.top > search.budget.trials:
+        yield f"final.top: {final.top} finalists of {search.budget.trials} trials (budget.trials); lower it."
+    if final.metric != objective.metric:
+        return
+    if final.mode != objective.mode:
+        yield f"final.mode: {final.mode}, and objective.mode is {objective.mode} for the same metric; make them agree."
+    at_last = search.samples_at(len(objective.rungs_kimg) - 1)
+    if final.samples * final.draws <= at_last:
+        yield (
+            f"final.samples: {final.draws} x {final.samples} images say no more of {final.metric} than the {at_last} "
+            "of the last rung (objective.samples); raise it, or name another metric."
+        )
 
 
 def _scheduler_rules(search: SearchSpec) -> Iterator[str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-__all__ = ["FinalStatus", "Transfer"]
+__all__ = ["FinalStatus", "Transfer", "open_experiment"]
 
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -64,14 +64,7 @@ class Transfer:
         """Find or make the MLflow run and describe it, unless that is done."""
         if self._client is not None:
             return
-        # MLflow itself retries a store that cannot be opened for almost two minutes.
-        check_uri(self._uri, self._run_dir.parent)
-        quiet_mlflow()
-        from mlflow import MlflowClient
-
-        with _database_creation_lock(self._uri):
-            client = MlflowClient(tracking_uri=self._uri)
-            self._experiment_id = self._find_experiment(client)
+        client, self._experiment_id = open_experiment(self._uri, self._experiment, self._run_dir.parent)
         self._find_run(client)
         self._describe(client)
         self._names, self._best = {}, {}
@@ -161,31 +154,6 @@ class Transfer:
             self._names[key] = name
         return self._names[key]
 
-    def _find_experiment(self, client: MlflowClient) -> str:
-        experiment = client.get_experiment_by_name(self._experiment)
-        if experiment is None:
-            try:
-                return str(client.create_experiment(self._experiment, artifact_location=self._artifacts))
-            except Exception:
-                experiment = client.get_experiment_by_name(self._experiment)  # somebody else was quicker
-                if experiment is None:
-                    raise
-        if experiment.lifecycle_stage != "active":
-            raise TrackingError(
-                f"tracking.experiment {self._experiment!r} was deleted in MLflow; restore it "
-                f"(`mlflow experiments restore -x {experiment.experiment_id}`) or name another one"
-            )
-        return str(experiment.experiment_id)
-
-    @property
-    def _artifacts(self) -> str | None:
-        """Where the files of an experiment without a server go; a server knows it of its own."""
-        if self._uri.startswith("http"):
-            return None
-        # Beside a database that is a file, and beside the runs otherwise; MLflow takes the working directory.
-        root = Path(self._uri.removeprefix(_SQLITE)).parent if self._uri.startswith(_SQLITE) else self._run_dir.parent
-        return (root.absolute() / "mlartifacts").as_uri()
-
     def _find_run(self, client: MlflowClient) -> None:
         info = read_json(self._run_dir / "run.json") or {}
         label = re.sub(r"[^\w.-]", "_", str(info.get("id") or self._run_dir.absolute().name))
@@ -242,6 +210,49 @@ class Transfer:
         }
         data = json.dumps(state, indent=2).encode() + b"\n"
         write_atomically(self._run_dir / _STATE_FILE, lambda file: file.write(data))
+
+
+def open_experiment(uri: str, name: str, root: Path) -> tuple[MlflowClient, str]:
+    """A client of the store, and the id of an experiment there, which is made if there is none.
+
+    Args:
+        uri: of the store, resolved.
+        name: of the experiment.
+        root: directory that holds the runs; their files go there where no server and no database file says more.
+
+    Raises:
+        TrackingError: the store does not answer, or the experiment was deleted.
+    """
+    # MLflow itself retries a store that cannot be opened for almost two minutes.
+    check_uri(uri, root)
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    with _database_creation_lock(uri):
+        client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return client, str(client.create_experiment(name, artifact_location=_artifacts(uri, root)))
+            except Exception:
+                experiment = client.get_experiment_by_name(name)  # somebody else was quicker
+                if experiment is None:
+                    raise
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"tracking.experiment {name!r} was deleted in MLflow; restore it "
+            f"(`mlflow experiments restore -x {experiment.experiment_id}`) or name another one"
+        )
+    return client, str(experiment.experiment_id)
+
+
+def _artifacts(uri: str, root: Path) -> str | None:
+    """Where the files of an experiment without a server go; a server knows it of its own."""
+    if uri.startswith("http"):
+        return None
+    # Beside a database that is a file, and beside the runs otherwise; MLflow takes the working directory.
+    place = Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else root
+    return (place.absolute() / "mlartifacts").as_uri()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import yaml
 from bessemer.errors import RunError
 from bessemer.tracking.files import RUN_LOCK, is_locked, read_json
 from bessemer.tracking.journal import Record, finite, protocol_key, read_entries, skim_entries, standing
+from bessemer.tracking.search_journal import SEARCH_LOCK
 
 __all__ = [
     "Curve",
@@ -283,14 +284,23 @@ def metric_scores(path: str | Path, metric: str | None) -> dict[int, float]:
 def state_of(path: Path, last_word: RunState | None, newest: float | None) -> RunState:
     """State of a run whose journal ends with `last_word`, if that is an end, and has its newest record at `newest`.
 
-    The driver still holds the lock while it writes the report of a finished run.
+    The driver still holds the lock while it writes the report of a finished run. A trial that is not over is running
+    for as long as its search is.
     """
     if last_word is not None:
         return last_word
-    lock = path / RUN_LOCK
+    lock = _lock_of(path)
     if lock.exists():
         return "running" if is_locked(lock) else "stopped"
     return "stopped" if newest is None or time.time() - newest > _SILENCE else "running"
+
+
+def _lock_of(path: Path) -> Path:
+    """What is locked while a run goes on: its own file or, for a trial of a search, that of the search."""
+    trials = path.absolute().parent
+    if trials.name == "trials" and (trials.parent / "search.json").is_file():
+        return trials.parent / SEARCH_LOCK
+    return path / RUN_LOCK
 
 
 def sessions_of(written: Iterable[Record]) -> list[Session]:

@@ -14,6 +14,9 @@ what it says is acted upon, so that a search killed at any moment knows every tr
 ``stopped``    a trial that waited at a rung will not go on: `trial`, `reason`
 ``refused``    a point that the searcher wanted is no legal job: `point`, `reason`
 ``retried``    the workers of a trial were lost, and it goes on: `trial`, `reason`
+``finalists``  all trials are over, and the best are judged once more: `trials`, and how: `metric`, `mode`, `samples`,
+               `draws`
+``final``      a finalist was judged once more: `trial`, `value`, `standard_error`, `seconds`; or could not be: `reason`
 ``ended``      the search has come to its end: `reason`
 =============  ========================================================================================
 """
@@ -25,7 +28,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bessemer.errors import RunError
 from bessemer.tracking.journal import Journal, Record, finite, read_entries
@@ -33,6 +36,9 @@ from bessemer.tracking.journal import Journal, Record, finite, read_entries
 __all__ = [
     "SEARCH_LOCK",
     "Decision",
+    "Final",
+    "FinalResult",
+    "Judgement",
     "Result",
     "SearchJournal",
     "SearchTable",
@@ -73,6 +79,31 @@ class Result:
     time: float
 
 
+@dataclass(frozen=True)
+class FinalResult:
+    """What a finalist was worth when it was judged once more."""
+
+    value: float | None
+    """Mean over draws and seeds; None where it could not be judged."""
+    standard_error: float | None
+    seconds: float
+    """That its judges took, all together."""
+    reason: str | None
+    """Why it could not be judged."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """How finalists are judged once more."""
+
+    trials: tuple[int, ...]
+    """Numbers of the finalists, the best by the objective first."""
+    metric: str
+    mode: str
+    samples: int
+    draws: int
+
+
 @dataclass
 class Trial:
     """One trial, as the journal tells it."""
@@ -88,6 +119,8 @@ class Trial:
     """Why it failed, or was stopped."""
     donors: list[tuple[int, int]] = field(default_factory=list)
     """Rung and trial that it copied."""
+    final: FinalResult | None = None
+    """What it was worth as a finalist."""
 
     @property
     def name(self) -> str:
@@ -136,6 +169,8 @@ class SearchTable:
     sessions: int = 0
     seconds: float = 0.0
     """Time that the search went on, interruptions not counted."""
+    final: Final | None = None
+    """Who is judged once more, and how; None before all trials are over."""
     ended: str | None = None
     """Why the search is over; None while it is not."""
     _since: float = 0.0
@@ -163,6 +198,12 @@ class SearchTable:
             trial.retries += 1
         elif kind == "exchange":
             self._exchange(record)
+        elif kind == "finalists":
+            self._choose_finalists(record)
+        elif kind == "final" and trial is not None and trial.final is None:
+            value, reason = finite(record.get("value")), record.get("reason")
+            error, seconds = finite(record.get("standard_error")), finite(record.get("seconds")) or 0.0
+            trial.final = FinalResult(value, error, seconds, None if reason is None else str(reason))
         elif kind == "refused":
             self.refused += 1
         elif kind == "ended":
@@ -203,6 +244,22 @@ class SearchTable:
                 trial.point = dict(copy["point"])
                 trial.donors.append((rung, copy["donor"]))
 
+    def _choose_finalists(self, record: Record) -> None:
+        numbers = record.get("trials")
+        if self.final is not None or not isinstance(numbers, list):
+            return
+        known = tuple(number for number in numbers if isinstance(number, int) and number in self.trials)
+        samples, draws = (value if isinstance(value := record.get(k), int) else 0 for k in ("samples", "draws"))
+        self.final = Final(known, str(record.get("metric")), str(record.get("mode")), samples, draws)
+
+    @property
+    def final_is_over(self) -> bool:
+        """Whether every finalist was judged once more, or could not be, and at least one was."""
+        if self.final is None:
+            return False
+        found = [self.trials[number].final for number in self.final.trials]
+        return all(one is not None for one in found) and any(one and one.value is not None for one in found)
+
     @property
     def live(self) -> list[Trial]:
         """Trials that are not over."""
@@ -212,17 +269,73 @@ class SearchTable:
         """Hours times workers that all trials took."""
         return sum(trial.seconds for trial in self.trials.values()) * workers / 3600
 
+    @property
+    def final_hours(self) -> float:
+        """Hours that the judges of the finalists took, together; each has the devices of one worker."""
+        return sum(trial.final.seconds for trial in self.trials.values() if trial.final is not None) / 3600
+
     def kimg(self, seeds: int = 1) -> float:
         """Thousands of images over all trials."""
         return sum(trial.kimg for trial in self.trials.values()) * seeds
 
-    def best(self, mode: str = "min") -> Trial | None:
-        """The trial that is best among those that came furthest: values at other rungs do not compare."""
+    def ranked(self, mode: str = "min") -> list[Trial]:
+        """Trials that were judged and did not fail, best first.
+
+        Those that came furthest come first, by their last value: values at other rungs do not compare. Once all
+        finalists were judged once more, those with a final value come before everybody, by that; before, final values
+        say nothing, since others would have to be compared with something else.
+
+        Args:
+            mode: of the objective; the final judgement knows its own.
+        """
         judged = [trial for trial in self.trials.values() if trial.results and trial.state != "failed"]
-        furthest = max((trial.rung for trial in judged), default=0)
         sign = -1.0 if mode == "max" else 1.0
-        there = [trial for trial in judged if trial.rung == furthest]
-        return min(there, key=lambda t: (sign * t.results[-1].value, t.number), default=None)
+        rest = sorted(judged, key=lambda t: (-t.rung, sign * t.results[-1].value, t.number))
+        if self.final is None or not self.final_is_over:
+            return rest
+        sign = -1.0 if self.final.mode == "max" else 1.0
+        place = {
+            trial.number: sign * trial.final.value
+            for trial in rest
+            if trial.final is not None and trial.final.value is not None
+        }
+        return sorted(rest, key=lambda t: (t.number not in place, place.get(t.number, 0.0)))
+
+    def best(self, mode: str = "min") -> Trial | None:
+        """The first of :meth:`ranked`."""
+        return next(iter(self.ranked(mode)), None)
+
+    def as_good(self, mode: str = "min") -> list[Trial]:
+        """Trials that were judged as the best one was, and that chance could have put in its place.
+
+        They are worse than it by no more than the standard error of the difference, the root of the sum of squares.
+        """
+        ranked = self.ranked(mode)
+        found = []
+        for trial in ranked[1:]:
+            mine, best = self.judgement(trial), self.judgement(ranked[0])
+            if mine is None or best is None or mine.rung != best.rung:
+                continue
+            error = math.hypot(mine.standard_error or 0.0, best.standard_error or 0.0)
+            if abs(mine.value - best.value) <= error:
+                found.append(trial)
+        return found
+
+    def judgement(self, trial: Trial) -> Judgement | None:
+        """What counts for a trial now: its final value once the final is over, its last result otherwise."""
+        if self.final_is_over and trial.final is not None and trial.final.value is not None:
+            return Judgement(trial.final.value, trial.final.standard_error, None)
+        last = trial.last
+        return Judgement(last.value, last.standard_error, last.rung) if last else None
+
+
+class Judgement(NamedTuple):
+    """A value with its standard error."""
+
+    value: float
+    standard_error: float | None
+    rung: int | None
+    """None for a final value."""
 
 
 class SearchJournal:

@@ -25,6 +25,8 @@ __all__ = [
     "LINES",
     "Importance",
     "axis_ends",
+    "best_in_words",
+    "described_final",
     "importance",
     "pareto_front",
     "positions",
@@ -54,19 +56,19 @@ class Importance:
 
 
 def rows(search: SearchSpec, table: SearchTable) -> list[dict[str, Any]]:
-    """One row per trial, best first: those that came furthest, by their last value; then those that failed."""
-    sign = -1.0 if search.objective.mode == "max" else 1.0
-
-    def order(trial: Trial) -> tuple[Any, ...]:
-        last = trial.last
-        failed = trial.state == "failed"
-        return (failed, -trial.rung, sign * last.value if last else math.inf, trial.number)
-
-    return [_row(search, trial) for trial in sorted(table.trials.values(), key=order)]
+    """One row per trial, best first, as :meth:`SearchTable.ranked` says; then those that nothing is known of or that
+    failed.
+    """
+    ranked = table.ranked(search.objective.mode)
+    rest = sorted(
+        (trial for trial in table.trials.values() if not trial.results or trial.state == "failed"),
+        key=lambda trial: (trial.state == "failed", -trial.rung, trial.number),
+    )
+    return [_row(search, trial) for trial in (*ranked, *rest)]
 
 
 def _row(search: SearchSpec, trial: Trial) -> dict[str, Any]:
-    last = trial.last
+    last, final = trial.last, trial.final
     return {
         "trial": trial.name,
         "state": trial.state,
@@ -75,12 +77,59 @@ def _row(search: SearchSpec, trial: Trial) -> dict[str, Any]:
         "value": last.value if last else None,
         "standard_error": last.standard_error if last else None,
         "values": last.values if last else {},
+        "final": final.value if final else None,
+        "final_standard_error": final.standard_error if final else None,
         "device_hours": trial.seconds * search.workers / 3600,
         "retries": trial.retries,
         "donors": [f"t{donor:04d}" for _, donor in trial.donors],
-        "reason": trial.reason,
+        "reason": trial.reason or (final.reason if final else None),
         "point": trial.point,
     }
+
+
+def described_final(table: SearchTable) -> dict[str, Any] | None:
+    """How finalists are judged once more, and how far that is; None before all trials are over, or without a final."""
+    final = table.final
+    if final is None:
+        return None
+    found = [table.trials[number].final for number in final.trials]
+    return {
+        "metric": final.metric,
+        "mode": final.mode,
+        "samples": final.samples,
+        "draws": final.draws,
+        "finalists": len(found),
+        "judged": sum(one is not None for one in found),
+        "counts": table.final_is_over,
+    }
+
+
+def best_in_words(search: SearchSpec, table: SearchTable) -> str | None:
+    """What the best trial is worth, and by which judgement; None before any.
+
+    `t0003 with fd_efflite0 30.1 ± 0.4 (final, 3 draws of 10000 samples; kid_efflite0 0.012 ± 0.001 at 45 kimg)`
+    """
+    trial = table.best(search.objective.mode)
+    if trial is None or trial.last is None:
+        return None
+    rung = f"{_measured(search.objective.metric, trial.last.value, trial.last.standard_error)} at {trial.kimg:g} kimg"
+    final = table.final
+    if final is None:
+        return f"{trial.name} with {rung}"
+    found = described_final(table) or {}
+    if trial.final is not None and trial.final.value is not None and table.final_is_over:
+        measured = _measured(final.metric, trial.final.value, trial.final.standard_error)
+        how = f"{final.draws} draw{'s' * (final.draws > 1)} of {final.samples} samples"
+        return f"{trial.name} with {measured} (final, {how}; {rung})"
+    if found["judged"] < found["finalists"]:
+        return (
+            f"{trial.name} with {rung} (the final is under way: {found['judged']} of {found['finalists']} are judged)"
+        )
+    return f"{trial.name} with {rung} (the final judged nobody: {trial.final.reason if trial.final else 'no finalist'})"
+
+
+def _measured(metric: str, value: float, error: float | None) -> str:
+    return f"{metric} {value:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def importance(search: SearchSpec, table: SearchTable) -> list[Importance]:
@@ -167,7 +216,8 @@ def search_report(directory: Path) -> dict[str, Any]:
     sign = -1.0 if search.objective.mode == "max" else 1.0
     judged = [row for row in found if row["value"] is not None and row["state"] != "failed"]
     # Values at different rungs do not compare, so the front is that of the furthest rung.
-    furthest = [row for row in judged if row["rung"] == judged[0]["rung"]]
+    last = max((row["rung"] for row in judged), default=0)
+    furthest = [row for row in judged if row["rung"] == last]
     further = [name for name in search.objective.also if name != "device_hours"]
     costs = [[sign * row["value"], row["device_hours"], *(row["values"][n] for n in further)] for row in furthest]
     best = table.best(search.objective.mode)
@@ -183,7 +233,10 @@ def search_report(directory: Path) -> dict[str, Any]:
         "device_hours": table.device_hours(search.workers),
         "ended": table.ended,
         "refused": table.refused,
+        "final": described_final(table),
+        "final_hours": table.final_hours,
         "best": best.name if best else None,
+        "as_good": [trial.name for trial in table.as_good(search.objective.mode)],
         "importance": [asdict(one) for one in importance(search, table)],
         "pareto": [furthest[index]["trial"] for index in pareto_front(costs)],
         "exchanges": [record["copies"] for _, record in sorted(table.exchanges.items())],

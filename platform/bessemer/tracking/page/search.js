@@ -5,6 +5,10 @@ const [WIDTH, HEIGHT, TOP, BOTTOM] = [1100, 300, 34, 52];
 
 const searchHeader = (search) => {
   const best = search.trials.find((trial) => trial.trial === search.best);
+  const counts = best && search.final?.counts && best.final !== null; // the final has the last word once it is over
+  const rung = best && `${counts ? `${search.metric} ${number(best.value)} ${plusMinus(best.standard_error)} ` : ""}at ${number(best.kimg)} kimg`;
+  const better = (counts ? search.final : search).mode === "max" ? "higher" : "lower";
+  const story = best && [best.trial, counts ? `final of ${plural(search.final.finalists, "finalist")}, ${search.final.draws} \u00d7 ${search.final.samples} samples` : null, rung].filter(Boolean).join(", ");
   const facts = [
     ["Trials", plural(search.trials.length, "trial"), Object.entries(search.states).map(([state, count]) => `${count} ${state}`).join(", ")],
     ["Time up", duration(search.hours), `${number(search.device_hours)} device-hours`],
@@ -20,10 +24,10 @@ const searchHeader = (search) => {
       ? el(
           "p",
           { class: "hero" },
-          el("span", { class: "metric", text: search.metric }),
-          el("strong", { text: number(best.value) }),
-          el("span", { class: "error", text: plusMinus(best.standard_error) }),
-          el("span", { class: "story", text: `${best.trial}, at ${number(best.kimg)} kimg (${search.mode === "max" ? "higher" : "lower"} is better)` }),
+          el("span", { class: "metric", text: counts ? search.final.metric : search.metric }),
+          el("strong", { text: number(counts ? best.final : best.value) }),
+          el("span", { class: "error", text: plusMinus(counts ? best.final_standard_error : best.standard_error) }),
+          el("span", { class: "story", text: `${story} (${better} is better)${search.as_good.length ? `; within one standard error: ${search.as_good.slice(0, 5).join(", ")}` : ""}` }),
         )
       : el("p", { class: "empty", text: "No trial was judged yet." }),
     el("dl", { class: "facts" }, facts.map(([label, value, detail]) => el("div", {}, el("dt", { text: label }), el("dd", {}, value, el("small", { text: detail }))))),
@@ -138,6 +142,7 @@ const costSection = (search) => {
 
 const trialsSection = (search) => {
   const fields = search.axes.map((axis) => axis.field);
+  const { final } = search;
   const rows = search.trials.slice(0, MOST_ROWS).map((trial) =>
     marks(
       trial.trial,
@@ -146,6 +151,7 @@ const trialsSection = (search) => {
         { class: trial.trial === search.best ? "best" : null, tabindex: 0 },
         el("th", { scope: "row", text: trial.trial }),
         cell(trial.state),
+        ...(final ? [cell(number(trial.final), "number"), cell(plusMinus(trial.final_standard_error), "number")] : []),
         cell(number(trial.kimg), "number"),
         cell(number(trial.value), "number"),
         cell(plusMinus(trial.standard_error), "number"),
@@ -155,7 +161,8 @@ const trialsSection = (search) => {
       ),
     ),
   );
-  const headers = ["trial", "state", "kimg", search.metric, "\u00b1", "device-h", ...fields, ""].map((text, index) => ({ text, kind: index > 1 && index < 6 + fields.length ? "number" : null }));
+  const columns = [...(final ? [`final ${final.metric}`, "\u00b1"] : []), "kimg", search.metric, "\u00b1", "device-h", ...fields];
+  const headers = [...["trial", "state"].map((text) => ({ text, kind: null })), ...columns.map((text) => ({ text, kind: "number" })), { text: "", kind: null }];
   const left = search.trials.length - rows.length;
   return section("Trials", table(headers, rows), left > 0 ? el("p", { class: "note", text: `and ${plural(left, "trial")} more; report.json has all.` }) : null);
 };
