@@ -28,6 +28,7 @@ from tests.cluster.netns import ROOT, Hosts, losses, network_hosts, resumptions,
 from tests.orchestration.processes import digits_job, images_seen, torchrun
 
 from bessemer.tracking.journal import read_journal
+from bessemer.training.stopping import EXIT_STOPPED
 
 pytestmark = [pytest.mark.cluster]
 
@@ -65,6 +66,21 @@ def submit(hosts: Hosts, job: Path, runs: Path, *fields: str, driver_on: str | N
     words = [word for field in fields for word in ("--set", field)]
     words += [] if driver_on is None else ["--driver-on", driver_on]
     return runs / hosts.bessemer("submit", job, "--runs", runs, *words).splitlines()[1]
+
+
+def follow(hosts: Hosts, run: Path) -> subprocess.Popen[str]:
+    """`bessemer logs --follow`, which has begun to print: Ray's own first line is read already."""
+    following = hosts.client("logs", run.name, "--follow")
+    assert following.stdout is not None
+    assert following.stdout.readline()
+    return following
+
+
+def the_rest(following: subprocess.Popen[str]) -> str:
+    """What it printed until its end. `communicate` would miss what was read ahead."""
+    assert following.stdout is not None
+    with following:
+        return following.stdout.read()
 
 
 def events(run: Path, *names: str) -> list[dict[str, object]]:
@@ -404,3 +420,40 @@ def test_nodes_that_do_not_reach_each_other(hosts: Hosts, job: Path, tmp_path: P
     finally:
         hosts("exec", "worker-1", "ip", "route", "del", "unreachable", there)
     assert re.search(rf"worker \d: does not reach worker \d at {there}:\d+: No route to host; let the nodes", output)
+
+
+def test_commands_go_on_when_the_head_comes_back(hosts: Hosts, job: Path, tmp_path: Path) -> None:
+    """A power cut closes no connection: who follows the log must notice by himself, and miss no line."""
+    run = submit(hosts, job, tmp_path, driver_on="host=worker-1")
+    wait_for_images(run, 96, hosts)
+    following = follow(hosts, run)
+    hosts("kill", "head")
+    out = hosts.bessemer("status", run.name, code=2)
+    assert re.search(r"nothing answers at \S+:8265 \((No route to host|timed out)\); give", out), out
+    time.sleep(20)
+    hosts("start", "head")
+    wait_for_images(run, images_seen(run) + 96, hosts)
+    hosts.bessemer("stop", run.name)
+    shown = the_rest(following)
+    assert following.returncode == EXIT_STOPPED, shown
+    assert "does not answer any more" in shown
+    assert "answers again" in shown
+    printed = [line for line in shown.splitlines() if "kimg  " in line]
+    expected = [line for line in hosts.bessemer("logs", run.name).splitlines() if "kimg  " in line]
+    assert printed == expected
+
+
+def test_a_log_that_is_lost_with_its_host_is_not_waited_for(hosts: Hosts, job: Path, tmp_path: Path) -> None:
+    run = submit(hosts, job, tmp_path, driver_on="host=worker-2")
+    wait_for_images(run, 96, hosts)
+    following = follow(hosts, run)
+    hosts("kill", "worker-2")
+    try:
+        out = hosts.bessemer("logs", run.name, code=2)
+        assert f"{run.name}: its log is on the node of its driver, which does not answer; what its workers print" in out
+        shown = the_rest(following)
+        assert following.returncode == 1, shown
+        assert shown.splitlines()[-1] == f"go on with: bessemer submit --resume {run.name}"
+        assert re.search(r"state +failed", hosts.bessemer("status", run.name))
+    finally:
+        hosts("start", "worker-2")
