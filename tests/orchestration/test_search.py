@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import re
+import signal
+import statistics
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -18,12 +22,17 @@ from safetensors.torch import load_file
 from tests.orchestration.processes import bessemer, torchrun, wait_for
 
 from bessemer.data.packing.pack import pack
+from bessemer.data.reading.opening import open_job_data
+from bessemer.evaluation.evaluate import evaluate_system
 from bessemer.orchestration.search_promote import promoted_job
 from bessemer.spec.load import load_job
 from bessemer.spec.search_load import load_search
 from bessemer.spec.space import Space
+from bessemer.systems.snapshot import load_snapshot, newest_snapshot
 from bessemer.tracking.journal import read_journal
-from bessemer.tracking.search_journal import SearchTable, read_search
+from bessemer.tracking.runs import load_run
+from bessemer.tracking.search_journal import FinalResult, SearchTable, read_search
+from bessemer.training.checkpoint_files import complete_checkpoints, nimg_of
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -112,7 +121,9 @@ def finish(directory: Path) -> SearchTable:
 
 
 def test_asha_survives_sigkill(root: Path) -> None:
-    file = write(root, "asha", {}, budget={"trials": 4}, scheduler={"name": "asha", "standard_errors": 0})
+    final = {"metric": "fd_pixels", "top": 2, "samples": 24, "draws": 2}
+    scheduler = {"name": "asha", "standard_errors": 0}
+    file = write(root, "asha", {}, budget={"trials": 4}, scheduler=scheduler, final=final)
     directory = root / "asha" / "search"
     process = start(file, directory)
     wait_for("results", lambda: directory.exists() and results(read_search(directory)) >= 2, process)
@@ -127,9 +138,18 @@ def test_asha_survives_sigkill(root: Path) -> None:
     assert sorted(table.trials) == [0, 1, 2, 3]
     assert {trial.state for trial in table.trials.values()} == {"finished", "stopped"}
     finished = [trial for trial in table.trials.values() if trial.state == "finished"]
-    assert table.best() in finished
+    # Of those that came to the end, the best two were judged once more, and the final says who has won.
+    assert table.final is not None
+    ranked = sorted(finished, key=lambda trial: trial.results[-1].value)
+    assert table.final.trials == tuple(trial.number for trial in ranked[:2])
+    for number in table.final.trials:
+        check_final(directory / "trials" / f"t{number:04d}", table.trials[number].final)
     winner = table.best()
+    assert winner is min(ranked[:2], key=lambda trial: trial.final.value)  # type: ignore[union-attr, arg-type, return-value]
     assert winner is not None
+    # Trials that were stopped say so themselves: nobody takes them for running.
+    for trial in table.trials.values():
+        assert load_run(directory / "trials" / trial.name).state == trial.state
     # The winner as a job: as long as the original one, unless somebody says otherwise.
     text, _ = promoted_job(directory, None, ())
     (root / "asha" / "whole.yaml").write_text(text)
@@ -149,10 +169,74 @@ def test_asha_survives_sigkill(root: Path) -> None:
         ours, theirs = (load_file(r / "checkpoints" / "kimg-000000.256" / name) for r in (run, root / "asha" / "alone"))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-    samples = [r["samples"] for r in read_journal(run / "journal.jsonl") if r["kind"] == "evaluation"]
+    samples = [r["samples"] for r in read_journal(run / "journal.jsonl") if r.get("metric") == "kid_pixels"]
     assert samples == [16, 32]
     for name in ("report.json", "report.html"):
         assert (directory / name).is_file()
+
+
+def check_final(run: Path, found: FinalResult | None) -> None:
+    """Compute a final value once more: two draws of 24 images of the last snapshot, from latents of other seeds."""
+    system, info = load_snapshot(newest_snapshot(run))
+    assert info.nimg == 256
+    job = load_job(run / "job.yaml")
+    with open_job_data(job.data) as dataset:
+        values = [
+            evaluate_system(system, info, dataset, ["fd_pixels"], samples=24, seed=job.seed + 1 + draw)[0].value
+            for draw in range(2)
+        ]
+    assert found is not None
+    assert found.value == pytest.approx(statistics.mean(values), rel=1e-6)
+    assert found.standard_error == pytest.approx(statistics.stdev(values) / math.sqrt(2), rel=1e-5)
+    assert values[0] != values[1]
+
+
+@pytest.mark.parametrize(("workers", "victims"), [(1, (0,)), (2, (1, 0))])
+def test_a_lost_worker_costs_a_trial_nothing_but_time(root: Path, workers: int, victims: tuple[int, ...]) -> None:
+    """Killed in mid-training, each of a trial's workers in turn: its workers are replaced, and go on from its newest
+    checkpoint. The first worker is the process that Tune started, the other an actor of its own.
+    """
+    file = write(
+        root,
+        f"lost-{workers}",
+        {"checkpoint": {"every_kimg": 0.32}},
+        budget={"trials": 1},
+        workers=workers,
+        scheduler={"name": "none"},
+        objective={**SEARCH["objective"], "rungs_kimg": [1.92], "samples": [16]},
+    )
+    directory = file.parent / "search"
+    process, run = start(file, directory), directory / "trials" / "t0000"
+    try:
+        for number, rank in enumerate(victims):
+            before = newest_checkpoint(run)
+            wait_for("checkpoints", lambda before=before: newest_checkpoint(run) >= before + 320, process)  # type: ignore[misc]
+            os.kill(pid_of(run, rank, workers), signal.SIGKILL)
+            retries = number + 1
+            wait_for("new workers", lambda n=retries: read_search(directory).trials[0].retries == n, process)  # type: ignore[misc]
+        output, _ = process.communicate(timeout=300)
+    finally:
+        if process.poll() is None:
+            kill(process, directory)
+    assert process.returncode == 0, output
+    (trial,) = read_search(directory).trials.values()
+    assert (trial.state, trial.retries, trial.rung) == ("finished", len(victims), 1)
+    assert judged(directory) == [(0, 0)]
+    resumed = [r for r in read_journal(run / "journal.jsonl") if r.get("event") == "resumed"]
+    assert len(resumed) == len(victims)
+    assert all(event["checkpoint"] is not None and event["nimg"] >= 320 for event in resumed)
+    assert resumed[-1]["nimg"] > resumed[0]["nimg"] or len(victims) == 1, "what came after the first loss was kept"
+
+
+def newest_checkpoint(run: Path) -> int:
+    """Images seen there; 0 without one."""
+    return max((nimg_of(path) for path in complete_checkpoints(run / "checkpoints")), default=0)
+
+
+def pid_of(run: Path, rank: int, workers: int) -> int:
+    """Process of the newest worker `rank`, as its log says."""
+    text = (run / "logs" / f"worker-{rank}.log").read_text()
+    return int(re.findall(rf"worker {rank} of {workers}, process (\d+)", text)[-1])
 
 
 def test_a_population_copies_whole_states_and_survives_sigkill(root: Path) -> None:
