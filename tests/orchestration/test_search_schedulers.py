@@ -87,6 +87,18 @@ def test_asha_spares_a_trial_within_one_standard_error_of_the_cut() -> None:
     assert judge(NoisyAsha((1.0, 3.0), 3.0, "max", 1.0), [(-v, e) for v, e in [*others, (3.4, 0.5)]])[-1] == CONTINUE
 
 
+def test_every_rung_has_a_cut_of_its_own() -> None:
+    """The best third of the second rung is that of those who came there, whatever they were worth before."""
+    asha = NoisyAsha((1.0, 3.0, 9.0), 3.0, "min", 1.0)
+    first = judge(asha, [(value, 0.0) for value in (7.0, 6.0, 5.0, 4.0)])
+    assert first == [CONTINUE] * 4
+    found = [
+        asha.on_trial_result(None, trial(n), {"kimg": 3.0, "value": v, "standard_error": 0.0})
+        for n, v in enumerate((0.1, 0.9, 0.05, 0.5))
+    ]  # type: ignore[arg-type]
+    assert found == [CONTINUE, STOP, CONTINUE, STOP]
+
+
 def test_respecting_the_noise_loses_the_best_trial_less_often() -> None:
     """27 trials of known worth, measured with noise: the plain cut drops the best one more often."""
     kept = {0.0: 0, 1.0: 0}
@@ -133,6 +145,7 @@ def test_what_is_decided_is_in_the_journal_before_tune_acts(journal: SearchJourn
     assert read_search(tmp_path).trials[1].state == "stopped"
     assert clerk.on_trial_result(None, first, report(0, 0.5)) == CONTINUE  # again, by a worker that was replaced
     assert [r.value for r in read_search(tmp_path).trials[0].results] == [0.1]
+    assert (tmp_path / "search.jsonl").read_text().count('"kind":"result"') == 2, "it is not even written down"
     assert clerk.on_trial_result(None, first, report(1, 0.1)) == CONTINUE
     assert clerk.on_trial_result(None, first, report(2, 0.1)) == STOP
     assert read_search(tmp_path).trials[0].state == "finished"
@@ -171,7 +184,8 @@ def test_a_failed_trial_is_over(journal: SearchJournal) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "rungs"), [({"kimg": 2.5}, 3), ({"device_hours": 2.5 / 3600}, 3), ({"hours": 1e-9}, 1), ({}, 6)]
+    ("budget", "rungs"),
+    [({"kimg": 2.5}, 3), ({"kimg": 2.0}, 2), ({"device_hours": 2.5 / 3600}, 3), ({"hours": 1e-9}, 1), ({}, 6)],
 )
 def test_a_budget_ends_trials_at_their_next_rung(journal: SearchJournal, budget: dict[str, float], rungs: int) -> None:
     clerk = clerk_of(spec(budget={"trials": 8, **budget}, scheduler={"name": "none"}), journal)
@@ -188,6 +202,21 @@ def test_a_budget_ends_trials_at_their_next_rung(journal: SearchJournal, budget:
             break
     assert judged == rungs
     assert clerk.spent() == bool(budget)
+    # Whoever reaches the limit is stopped by it, at once.
+    decisions = [result.decision for one in journal.table.trials.values() for result in one.results]
+    assert decisions.count("budget") == bool(budget)
+
+
+@pytest.mark.parametrize(("budget", "seeds", "workers"), [({"kimg": 3.5}, 2, 1), ({"device_hours": 3.5 / 3600}, 1, 2)])
+def test_a_budget_counts_all_seeds_and_all_workers(
+    journal: SearchJournal, budget: dict[str, float], seeds: int, workers: int
+) -> None:
+    search = spec(budget={"trials": 8, **budget}, scheduler={"name": "none"}, workers=workers)
+    inner = scheduler_of(search, journal, lambda: None, lambda point: True)
+    clerk = Clerk(search, journal, inner, points_of(search, journal.table), seeds)
+    first, second = begin(clerk, journal, 2)
+    assert clerk.on_trial_result(None, first, report(0, 0.5)) == CONTINUE  # 2 kimg
+    assert clerk.on_trial_result(None, second, report(0, 0.5)) == STOP  # 4
 
 
 def population(journal: SearchJournal, values: list[float], error: float = 0.0, name: str = "pbt") -> SearchSpec:
