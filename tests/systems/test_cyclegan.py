@@ -169,6 +169,7 @@ def test_a_sheet_shows_both_ways_round() -> None:
     assert list(views) == ["x", "G(x)", "F(G(x))", "y", "F(y)", "G(F(y))"]
     assert torch.equal(views["G(x)"], system.sample_for(batch, g(1)))
     with torch.no_grad():
+        assert torch.equal(views["G(x)"], system.generator.g(batch.images))
         assert torch.equal(views["G(F(y))"], system.generator.g(system.generator.f(batch["others"])))
 
 
@@ -177,3 +178,20 @@ def test_what_does_not_fit_is_refused() -> None:
     assert small().refusal(3) is small(pool=0).refusal(4) is None
     with pytest.raises(ValueError, match="30 is no multiple of 4"):
         CycleGANConfig(resolution=30, patch_layers=1)
+
+
+def test_each_domain_and_each_slice_has_a_pool_of_its_own() -> None:
+    system = small(jitter=0, pool=4)
+    batches = [random_batch(system, 2, index, slice=index, slices=2) for index in range(2)]
+    begin_update([system.discriminator])
+    for batch in batches:
+        system.discriminator_loss(batch, g())
+    end_update([system.discriminator])
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            rows = slice(2 * index, 2 * index + 2)  # the first to come fill them in order
+            for pool, made in (
+                (system.discriminator.pool_x, system.generator.f(batch["others"])),
+                (system.discriminator.pool_y, system.generator.g(batch.images)),
+            ):
+                torch.testing.assert_close(pool.images.values[rows], made)

@@ -85,7 +85,7 @@ class BiGAN(System):
     )
     Config: ClassVar[type[SystemConfig]] = BiGANConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "tiny8": {"resolution": 8, "latent_dim": 16, "hidden": 128},
+        "tiny8": {"resolution": 8, "latent_dim": 16, "hidden": 128, "lr": 5e-4},
         "mnist": {},
     }
 
