@@ -148,10 +148,14 @@ def test_statistics_are_of_one_frame_and_gains_of_all() -> None:
 
 def test_losses_are_hinges_of_both() -> None:
     system = small()
-    batch, seen = random_batch(system), []
+    batch, seen, judged = random_batch(system), [], []
     system.discriminator.register_forward_hook(lambda *args: seen.append(args[2]))
+    system.discriminator.register_forward_pre_hook(lambda _, inputs: judged.append(inputs))
     loss = system.discriminator_loss(batch, g(3))
     ((spatial, temporal),) = seen
+    ((clips, _, labels),) = judged
+    assert torch.equal(clips[4:], batch["clips"])
+    assert torch.equal(labels[4:], batch.labels), "real clips are judged by their own classes"
     expected = sum(
         sum(max(0.0, 1 - s) for s in scores[4:].tolist()) / 4 + sum(max(0.0, 1 + s) for s in scores[:4].tolist()) / 4
         for scores in (spatial, temporal)
