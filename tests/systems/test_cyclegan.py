@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bessemer.nn.image_pool import ImagePool
 from bessemer.nn.update_state import begin_update, end_update
+from bessemer.systems.contract import Batch
 from bessemer.systems.registry import build
 from bessemer.systems.translation.cyclegan import CycleGAN, CycleGANConfig
 
@@ -195,3 +196,10 @@ def test_each_domain_and_each_slice_has_a_pool_of_its_own() -> None:
                 (system.discriminator.pool_y, system.generator.g(batch.images)),
             ):
                 torch.testing.assert_close(pool.images.values[rows], made)
+
+
+def test_domains_are_jittered_each_by_itself() -> None:
+    system = small(jitter=4)
+    x = random_batch(system, 8).images
+    a, b = system._domains(Batch(x, torch.zeros(8, dtype=torch.long), others=x), g())
+    assert not torch.equal(a, b)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bessemer.nn.instance_norm import InstanceNorm
 from bessemer.nn.jitter import jitter
+from bessemer.systems.contract import Batch
 from bessemer.systems.registry import build
 from bessemer.systems.translation.pix2pix import PatchDiscriminator, Pix2Pix, Pix2PixConfig, UNet
 
@@ -180,3 +181,11 @@ def test_what_is_not_dropped_is_doubled_in_the_first_three_layers_of_the_decoder
         assert torch.equal(after[kept], before[kept] * (2 if i < 3 else 1))
         share = kept.sum() / (before > 0).sum()
         assert (0.4 < share < 0.6) if i < 3 else share == 1
+
+
+def test_a_pair_is_jittered_alike() -> None:
+    system = small(jitter=4, target_channels=3)
+    x = random_batch(system, 8).images
+    a, b = system._pair(Batch(x, torch.zeros(8, dtype=torch.long), targets=x), g())
+    assert torch.equal(a, b)
+    assert not torch.equal(a, x)
