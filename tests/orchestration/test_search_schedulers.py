@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
-from tests.orchestration.simulated_search import spec
+from tests.orchestration.simulated_search import SEARCH, spec
 
 from bessemer.orchestration.search_points import points_of
 from bessemer.orchestration.search_population import Population, copies_at
@@ -196,8 +196,11 @@ def test_a_budget_counts_all_seeds_and_all_workers(
     assert clerk.on_trial_result(None, second, report(0, 0.5)) == STOP  # 4
 
 
-def population(journal: SearchJournal, values: list[float], error: float = 0.0, name: str = "pbt") -> SearchSpec:
-    search = spec(scheduler={"name": name}, budget={"trials": len(values)})
+def population(
+    journal: SearchJournal, values: list[float], error: float = 0.0, mode: str = "min", **scheduler: Any
+) -> SearchSpec:
+    objective = {**SEARCH["objective"], "mode": mode}
+    search = spec(scheduler={"name": "pbt", **scheduler}, budget={"trials": len(values)}, objective=objective)
     for number in range(len(values)):
         journal.write("trial", trial=number, point=Space(search.space).draw(Random(number)))
     for number, value in enumerate(values):
@@ -207,9 +210,10 @@ def population(journal: SearchJournal, values: list[float], error: float = 0.0, 
 
 
 @pytest.mark.parametrize("name", ["pbt", "pb2"])
-def test_the_worst_quarter_copies_the_best_quarter(journal: SearchJournal, name: str) -> None:
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_worst_quarter_copies_the_best_quarter(journal: SearchJournal, name: str, mode: str) -> None:
     values = [0.5, 0.1, 0.9, 0.4, 0.2, 0.8, 0.3, 0.6]
-    search = population(journal, values, name=name)
+    search = population(journal, values if mode == "min" else [1 - value for value in values], mode=mode, name=name)
     copies = copies_at(search, journal.table, 0)
     assert [copy["trial"] for copy in copies] == [2, 5]
     assert {copy["donor"] for copy in copies} <= {1, 4}
@@ -242,8 +246,10 @@ def test_pb2_models_how_settings_improved_trials(journal: SearchJournal) -> None
 
 
 def test_a_population_copies_nothing_that_noise_could_explain(journal: SearchJournal) -> None:
-    search = population(journal, [0.5, 0.1, 0.9, 0.4], error=1.0)
-    assert copies_at(search, journal.table, 0) == []
+    values = [0.5, 0.1, 0.9, 0.4]
+    assert copies_at(population(journal, values, error=1.0), journal.table, 0) == []
+    (copy,) = copies_at(spec(scheduler={"name": "pbt", "standard_errors": 0.5}), journal.table, 0)
+    assert copy["trial"] == 2, "0.8 worse than the best, more than half of its error"
 
 
 def test_settings_that_are_no_legal_job_are_not_taken(journal: SearchJournal) -> None:
@@ -265,13 +271,26 @@ def test_a_population_waits_for_all_of_it(journal: SearchJournal) -> None:
         assert clerk.on_trial_result(controller, one, report(0, value)) == TrialScheduler.PAUSE
         one.status = "PAUSED"
     assert clerk.choose_trial_to_run(controller) is trials[3]
+    trials[3].status = "RUNNING"
+    assert clerk.choose_trial_to_run(controller) is None
     assert done == []
     clerk.failed(journal.table.trials[3], "lost")
     trials[3].status = "ERROR"
     assert done == [1], "the population without the failed trial stands at the rung"
+    assert not inner.stands(is_whole=False), "they exchange once"
     assert clerk.choose_trial_to_run(controller) is trials[0]
     (copy,) = journal.table.exchanges[0]["copies"]
     assert (copy["trial"], copy["donor"]) == (2, 0)
+
+
+def test_a_population_waits_for_those_that_have_not_begun(journal: SearchJournal) -> None:
+    search = spec(scheduler={"name": "pbt"}, budget={"trials": 4})
+    inner = Population(search, journal, lambda: None, lambda point: True)
+    clerk = Clerk(search, journal, inner, points_of(search, journal.table), 1)
+    for one, value in zip(begin(clerk, journal, 3), (0.1, 0.5, 0.9), strict=True):
+        clerk.on_trial_result(None, one, report(0, value))
+    assert not inner.stands(is_whole=False)
+    assert inner.stands(is_whole=True)
 
 
 def test_a_population_that_stood_at_a_rung_when_its_driver_died_goes_on(journal: SearchJournal) -> None:
