@@ -224,6 +224,15 @@ def test_the_worst_quarter_copies_the_best_quarter(journal: SearchJournal, name:
     assert json.loads(json.dumps(copies)) == copies
 
 
+def test_copies_go_on_near_their_donor(journal: SearchJournal) -> None:
+    search = population(journal, [0.5, 0.1, 0.9, 0.4], resample=0.0)
+    ((copy,), field) = copies_at(search, journal.table, 0), "ema.half_life_kimg"
+    donor, copier = (journal.table.trials[copy[who]].point[field] for who in ("donor", "trial"))
+    near = [min(2.0, max(0.5, donor * factor)) for factor in (0.8, 1.2)]
+    assert any(copy["point"][field] == pytest.approx(value) for value in near)
+    assert all(copy["point"][field] != pytest.approx(copier * factor) for factor in (0.8, 1.2))
+
+
 def test_pb2_models_how_settings_improved_trials(journal: SearchJournal) -> None:
     """Trials gain the more, the smaller the half-life: the model's step must go there."""
     search = spec(
