@@ -305,6 +305,36 @@ def test_a_data_set_that_was_moved_away_when_its_packer_was_killed_comes_back(so
     assert Manifest.load(tmp_path / "set") == manifest
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
+def test_interrupted_while_it_publishes_it_makes_no_shard_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Notes are removed one by one, an index before its shard's note or after; the plan is the last."""
+    aside, removed, unlink = tmp_path / ".set.partial", [], Path.unlink
+
+    def notes() -> list[Path]:
+        return [path for path in aside.glob("shard-*") if path.suffix != ".tar"]
+
+    def interrupted(path: Path, missing_ok: bool = False) -> None:
+        if (aside / "manifest.json").exists():
+            if len(removed) >= share * (len(removed) + len(notes())):
+                raise KeyboardInterrupt
+            removed.append(path.name)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pack(source, tmp_path / "set", shard_bytes=2000)
+    assert bool(notes()) == (share < 1)
+    before = {path.name: identity(path) for path in aside.glob("shard-*.tar")}
+    assert len(before) > 2
+    manifest = pack(source, tmp_path / "set", shard_bytes=2000)
+    assert {path.name: identity(path) for path in (tmp_path / "set").glob("shard-*.tar")} == before
+    assert manifest == pack(source, tmp_path / "plain", shard_bytes=2000)
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "plain")
+
+
 PACK = """
 import sys
 from pathlib import Path

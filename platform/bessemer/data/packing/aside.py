@@ -16,7 +16,10 @@ from bessemer.data.manifest import MANIFEST
 from bessemer.errors import DataError
 from bessemer.files import sync
 
-__all__ = ["check_destination", "open_aside", "publish"]
+__all__ = ["PLAN", "check_destination", "open_aside", "publish"]
+
+PLAN = "plan"
+"""Name of the note that says of which source and by which rules the shards beside it are."""
 
 
 def check_destination(destination: Path, overwrite: bool) -> None:
@@ -74,11 +77,13 @@ def open_aside(destination: Path) -> Iterator[Path]:
 def publish(aside: Path, destination: Path, files: Collection[str], overwrite: bool) -> None:
     """Let the directory become the destination; drop all in it but `files`.
 
+    The plan goes last: whoever comes after a kill in between finds a whole data set of a known plan, and publishes it.
+
     Raises:
         DataError: something else has appeared at the destination.
     """
     for path in aside.iterdir():
-        if path.name not in files:
+        if path.name not in files and path.name != PLAN:
             path.unlink()
     sync(aside)
     check_destination(destination, overwrite)  # it may have appeared meanwhile
@@ -86,6 +91,7 @@ def publish(aside: Path, destination: Path, files: Collection[str], overwrite: b
     if destination.exists() and any(destination.iterdir()):
         old = destination.parent / f".{destination.name}.replaced-{uuid.uuid4().hex[:8]}"
         destination.rename(old)
+    (aside / PLAN).unlink()
     aside.rename(destination)
     sync(destination.parent)
     if old is not None:

@@ -17,14 +17,15 @@ import PIL
 from bessemer import __version__
 from bessemer.data.fields import KINDS, Kind
 from bessemer.data.index import index_bytes
-from bessemer.data.manifest import FileRecord, Manifest, Packing, data_hash
+from bessemer.data.manifest import MANIFEST, FileRecord, Manifest, Packing, data_hash
 from bessemer.data.order import permutation
-from bessemer.data.packing.aside import check_destination, open_aside, publish
+from bessemer.data.packing.aside import PLAN, check_destination, open_aside, publish
 from bessemer.data.packing.findings import Findings, declare
 from bessemer.data.packing.parallel import run_in_processes
 from bessemer.data.packing.prepare import Mode, Resize, Rules
 from bessemer.data.packing.shard_task import ShardResult, ShardTask, finished, pack_shard, prepare_all
 from bessemer.data.packing.shards import stored_bytes
+from bessemer.data.packing.verify import verify
 from bessemer.data.sources.cutting import cut
 from bessemer.data.sources.source import Entry, Source, open_source
 from bessemer.errors import DataError
@@ -35,7 +36,6 @@ __all__ = ["SHARD_BYTES", "Runner", "kind_named", "mode_named", "pack", "resize_
 SHARD_BYTES = 128 << 20
 """Default size of a shard."""
 _INDEX = "index.npy"
-_PLAN = "plan"
 _TRIED = 256
 """Images that are prepared beforehand to learn how large they become."""
 Progress = Callable[[int, int | None], None]
@@ -117,37 +117,44 @@ def pack(
         by_class = Counter(entry.class_name for entry in opened.entries)
         opened.classes = [name for name in opened.classes if by_class[name]]
         tasks = _plan(opened, rules, shard_bytes, aside, threads)
-        results = _run(tasks, aside, workers, runner, progress)
-        findings = Findings()
-        for result in results:
-            findings.merge(result.findings)
-        findings.raise_faults(opened.name, len(opened.entries))
-        index = index_bytes(np.concatenate([result.index for result in results]))
-        write_synced(aside / _INDEX, index)
-        endings = {ending for result in results for ending in result.endings}
-        fields: dict[str, Any] = {
-            "version": 1,
-            **declare(rules, findings, endings),
-            "classes": opened.classes,
-            "class_counts": [by_class[name] for name in opened.classes],
-            "samples": len(opened.entries),
-            "packing": Packing(
-                source=opened.name,
-                size=size,
-                resize="none" if size is None else resize,
-                mode=mode,
-                labels=opened.labels,
-                split=opened.split,
-                splits=opened.splits,
-                limit=limit,
-                passed_through=sum(result.passed_through for result in results),
-                ignored=opened.ignored,
-            ).model_dump(),
-            "index": FileRecord(name=_INDEX, bytes=len(index), sha256=hashlib.sha256(index).hexdigest()).model_dump(),
-            "shards": [result.record.model_dump() for result in results if result.record is not None],
-        }
-        manifest = Manifest(hash=data_hash(fields), **fields)
-        manifest.save(aside)
+        _keep_only_plan(tasks, aside)
+        if _is_whole(aside):  # a packer was killed while it published this
+            manifest = Manifest.load(aside)
+            if progress:
+                progress(manifest.samples, manifest.samples)
+        else:
+            results = _run(tasks, workers, runner, progress)
+            findings = Findings()
+            for result in results:
+                findings.merge(result.findings)
+            findings.raise_faults(opened.name, len(opened.entries))
+            index = index_bytes(np.concatenate([result.index for result in results]))
+            write_synced(aside / _INDEX, index)
+            index_record = FileRecord(name=_INDEX, bytes=len(index), sha256=hashlib.sha256(index).hexdigest())
+            endings = {ending for result in results for ending in result.endings}
+            fields: dict[str, Any] = {
+                "version": 1,
+                **declare(rules, findings, endings),
+                "classes": opened.classes,
+                "class_counts": [by_class[name] for name in opened.classes],
+                "samples": len(opened.entries),
+                "packing": Packing(
+                    source=opened.name,
+                    size=size,
+                    resize="none" if size is None else resize,
+                    mode=mode,
+                    labels=opened.labels,
+                    split=opened.split,
+                    splits=opened.splits,
+                    limit=limit,
+                    passed_through=sum(result.passed_through for result in results),
+                    ignored=opened.ignored,
+                ).model_dump(),
+                "index": index_record.model_dump(),
+                "shards": [result.record.model_dump() for result in results if result.record is not None],
+            }
+            manifest = Manifest(hash=data_hash(fields), **fields)
+            manifest.save(aside)
         publish(aside, destination, manifest.files, overwrite)
     return manifest
 
@@ -236,9 +243,7 @@ def _plan(source: Source, rules: Rules, shard_bytes: int, folder: Path, threads:
     ]
 
 
-def _run(
-    tasks: list[ShardTask], folder: Path, workers: int, runner: Runner | None, progress: Progress | None
-) -> list[ShardResult]:
+def _run(tasks: list[ShardTask], workers: int, runner: Runner | None, progress: Progress | None) -> list[ShardResult]:
     """Make all shards but those that an interrupted packer has made of the same source by the same rules."""
     total = sum(len(task.entries) for task in tasks)
     done = 0
@@ -249,7 +254,6 @@ def _run(
         if progress:
             progress(done, total)
 
-    _keep_only_plan(tasks, folder)
     found = {task.number: result for task in tasks if (result := finished(task)) is not None}
     rest = [task for task in tasks if task.number not in found]
     advance(total - sum(len(task.entries) for task in rest))
@@ -263,6 +267,16 @@ def _run(
     return [found[task.number] for task in tasks]
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether the data set in the folder lacks nothing but its name."""
+    if not (folder / MANIFEST).exists():
+        return False
+    try:
+        return not verify(folder)
+    except DataError:
+        return False
+
+
 def _keep_only_plan(tasks: list[ShardTask], folder: Path) -> None:
     """Remove shards in the folder that were made by another plan, and note this plan there."""
     digest = hashlib.sha256()
@@ -270,7 +284,7 @@ def _keep_only_plan(tasks: list[ShardTask], folder: Path) -> None:
     digest.update(f"{__version__} {PIL.__version__} {tasks[0].rules} {tasks[0].files.stamp()}\n".encode())
     for task in tasks:
         digest.update(f"{task.number} {task.first} {task.entries}\n".encode())
-    note = folder / _PLAN
+    note = folder / PLAN
     if note.exists() and note.read_bytes() == digest.hexdigest().encode():
         return
     for path in folder.iterdir():
