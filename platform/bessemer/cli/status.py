@@ -81,7 +81,9 @@ def _of_submission(cluster: Cluster, submission: Submission) -> dict[str, Any]:
         progress = {}
     return {
         **asdict(submission),
-        "last_line": None if progress else _last_line(cluster, submission),
+        # Also where progress says more: a head that booted again looks for drivers that died with it only once somebody
+        # asks for a log.
+        "last_line": _last_line(cluster, submission),
         "dashboard": cluster.page(submission),
         "progress": progress or None,
     }
