@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.orchestration.simulated_search import SEARCH, spec
 
-from bessemer.orchestration.search_points import points_of
+from bessemer.orchestration.search_points import Points, points_of
 from bessemer.spec.space import Space
 from bessemer.tracking.search_journal import SearchJournal, read_search
+
+
+def finish(journal: SearchJournal, points: Points, number: int, **worth: Any) -> None:
+    """Let a trial be worth the same at all of its three rungs, and end."""
+    for rung in range(3):
+        fields = {"kimg": rung + 1.0, "seconds": 1.0, "decision": "finish" if rung == 2 else "continue", **worth}
+        journal.write("result", trial=number, rung=rung, **fields)
+        known = journal.table.trials[number]
+        points.judged(known, known.results[-1])
+    points.over(known)
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe", "gp"])
@@ -72,13 +83,7 @@ def test_two_objectives_are_both_looked_for(journal: SearchJournal, tmp_path: Pa
         found.append(point["ema.half_life_kimg"])
         journal.write("trial", trial=number, point=point)
         values = {"fd_efflite0": (found[-1] - 1.5) ** 2}
-        worth = {"value": (found[-1] - 1.0) ** 2, "standard_error": 0.0, "seconds": 1.0, "values": values}
-        for rung in range(3):
-            decision = "finish" if rung == 2 else "continue"
-            journal.write("result", trial=number, rung=rung, kimg=rung + 1.0, decision=decision, **worth)
-            known = journal.table.trials[number]
-            points.judged(known, known.results[-1])
-        points.over(known)
+        finish(journal, points, number, value=(found[-1] - 1.0) ** 2, standard_error=0.0, values=values)
     late = [1.0 <= x <= 1.5 for x in found[8:]]
     assert sum(late) > 0.6 * len(late)
     again = points_of(search, read_search(tmp_path))
@@ -97,14 +102,7 @@ def test_a_model_finds_the_good_end_of_a_range(journal: SearchJournal, searcher:
         assert point is not None
         rates.append(point["training.optimizers.generator.lr"])
         journal.write("trial", trial=number, point=point)
-        fields = {"kimg": 3.0, "standard_error": 0.1, "seconds": 1.0, "values": {}}
-        for rung in range(3):
-            decision = "finish" if rung == 2 else "continue"
-            value = abs(np.log10(rates[-1]) + 4.5)
-            journal.write("result", trial=number, rung=rung, value=value, decision=decision, **fields)
-            known = journal.table.trials[number]
-            points.judged(known, known.results[-1])
-        points.over(known)
+        finish(journal, points, number, value=abs(np.log10(rates[-1]) + 4.5), standard_error=0.1, values={}, kimg=3.0)
     distance = [abs(np.log10(rate) + 4.5) for rate in rates]
     # uniform in the logarithm over two orders of magnitude, the median distance would be 0.5 to 0.75
     assert np.median(distance[20:]) < 0.35

@@ -114,7 +114,7 @@ class SearchDirectory:
         for path in (self.run_path(trial.number, index) for index in range(len(self.seeds))):
             if not (path / "run.json").is_file():
                 continue
-            run = load_run(path)
+            run = load_run(path, newest=1)
             if run.last_word is not None:
                 continue
             nimg = max((record["nimg"] for record in run.records), default=0)

@@ -21,6 +21,7 @@ from bessemer.orchestration.search_directory import SearchDirectory
 from bessemer.spec.search import FinalSpec, SearchSpec
 from bessemer.tracking.journal import finite, read_journal
 from bessemer.tracking.search_journal import SearchJournal, SearchTable, Trial, combine
+from bessemer.tracking.tables import with_error
 
 __all__ = ["Judge", "Judged", "finalists", "hold_final", "judge_run", "latent_seed"]
 
@@ -139,8 +140,7 @@ class _Round:
         value, error = combine([mean for mean, _ in means], [own for _, own in means])
         seconds = round(sum(d.seconds for draws in found for d in draws), 3)
         self._journal.write("final", trial=number, value=value, standard_error=error, seconds=seconds)
-        shown = "" if error is None else f" ± {error:.2g}"
-        self._say(f"{trial.name}  final: {self._final.metric} {value:.4g}{shown}")
+        self._say(f"{trial.name}  final: {self._final.metric} {with_error(value, error)}")
 
 
 def judge_run(path: Path, kimg: float, final: FinalSpec, draw: int) -> Judged:

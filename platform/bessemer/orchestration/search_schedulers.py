@@ -25,6 +25,7 @@ from bessemer.orchestration.search_points import Points
 from bessemer.orchestration.search_population import IsLegal, Population
 from bessemer.spec.search import SearchSpec
 from bessemer.tracking.search_journal import Decision, Result, SearchJournal, Trial
+from bessemer.tracking.tables import with_error
 
 __all__ = ["Clerk", "NoisyAsha", "scheduler_of"]
 
@@ -164,7 +165,7 @@ class Clerk(TrialScheduler):
         """Tell the scheduler what it saw in an earlier session; what it decides is decided already."""
         for result in known.results:
             fields: dict[str, Any] = {"kimg": self._search.objective.rungs_kimg[result.rung], "rungs": result.rung + 1}
-            fields |= {"value": result.value, "standard_error": result.standard_error}
+            fields["value"] = result.value  # its error only mattered for that decision
             self._inner.on_trial_result(tune_controller, trial, fields)
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
@@ -261,9 +262,9 @@ class Clerk(TrialScheduler):
 
 
 def _line(search: SearchSpec, trial: Trial, result: Result) -> str:
-    error = "" if result.standard_error is None else f" ± {result.standard_error:.2g}"
+    worth = with_error(result.value, result.standard_error)
     what = {"continue": "goes on", "pause": "waits", "finish": "finished", "stop": "stopped", "budget": "budget spent"}
     return (
         f"{trial.name}  {result.kimg:g} of {search.length_kimg:g} kimg  "
-        f"{search.objective.metric} {result.value:.4g}{error}  {what[result.decision]}"
+        f"{search.objective.metric} {worth}  {what[result.decision]}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 from bessemer.tracking.journal import PROTOCOL_FIELDS
 from bessemer.tracking.ranking import PROTOCOL_LABELS, separation
 from bessemer.tracking.summary import CurveSummary, RunSummary
-from bessemer.tracking.tables import Table, differing
+from bessemer.tracking.tables import Table, differing, with_error
 
 __all__ = ["compare_runs", "difference"]
 
@@ -63,7 +63,4 @@ def difference(curve: CurveSummary | None, first: CurveSummary | None) -> str | 
 
 
 def _value(curve: CurveSummary | None) -> str | None:
-    if curve is None:
-        return None
-    error = "" if curve.standard_error is None else f" ± {curve.standard_error:.2g}"
-    return f"{curve.best:.4g}{error}"
+    return None if curve is None else with_error(curve.best, curve.standard_error)

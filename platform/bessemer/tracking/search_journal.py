@@ -310,10 +310,10 @@ class SearchTable:
 
         They are worse than it by no more than the standard error of the difference, the root of the sum of squares.
         """
-        ranked = self.ranked(mode)
-        found = []
+        ranked, found = self.ranked(mode), []
+        best = self.judgement(ranked[0]) if ranked else None
         for trial in ranked[1:]:
-            mine, best = self.judgement(trial), self.judgement(ranked[0])
+            mine = self.judgement(trial)
             if mine is None or best is None or mine.rung != best.rung:
                 continue
             error = math.hypot(mine.standard_error or 0.0, best.standard_error or 0.0)

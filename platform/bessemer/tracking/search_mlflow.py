@@ -30,6 +30,7 @@ from bessemer.tracking.mlflow_store import redact, resolve_uri
 from bessemer.tracking.mlflow_transfer import open_experiment
 from bessemer.tracking.search_journal import SearchTable, read_search
 from bessemer.tracking.search_report import best_in_words, write_report
+from bessemer.tracking.tables import with_error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -213,8 +214,8 @@ def _table(report: Mapping[str, Any], links: Mapping[str, list[str]]) -> list[st
         found = links[row["trial"]]
         name = row["trial"] if not found else f"[{row['trial']}]({found[0]})"
         name += "".join(f" [{number}]({link})" for number, link in enumerate(found[1:], 2))
-        worth = [_measured(row["final"], row["final_standard_error"])] if final else []
-        worth.append(_measured(row["value"], row["standard_error"]))
+        worth = [with_error(row["final"], row["final_standard_error"])] if final else []
+        worth.append(with_error(row["value"], row["standard_error"]))
         cells = [name, row["state"], *worth, f"{row['kimg']:g}", *(_cell(row["point"].get(field)) for field in fields)]
         lines.append("| " + " | ".join(cells) + " |")
         room -= len(lines[-1]) + 1
@@ -222,10 +223,6 @@ def _table(report: Mapping[str, Any], links: Mapping[str, list[str]]) -> list[st
             lines[-1] = f"\n{len(report['trials']) - index} more are in trials.csv."
             break
     return lines
-
-
-def _measured(value: float | None, error: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def _cell(value: Any) -> str:

@@ -20,6 +20,7 @@ from bessemer.spec.space import Space
 from bessemer.tracking.files import read_json
 from bessemer.tracking.report import render_page
 from bessemer.tracking.search_journal import SearchTable, Trial, read_search
+from bessemer.tracking.tables import with_error
 
 __all__ = [
     "LINES",
@@ -112,24 +113,21 @@ def best_in_words(search: SearchSpec, table: SearchTable) -> str | None:
     trial = table.best(search.objective.mode)
     if trial is None or trial.last is None:
         return None
-    rung = f"{_measured(search.objective.metric, trial.last.value, trial.last.standard_error)} at {trial.kimg:g} kimg"
+    last = with_error(trial.last.value, trial.last.standard_error)
+    rung = f"{search.objective.metric} {last} at {trial.kimg:g} kimg"
     final = table.final
     if final is None:
         return f"{trial.name} with {rung}"
     found = described_final(table) or {}
     if trial.final is not None and trial.final.value is not None and table.final_is_over:
-        measured = _measured(final.metric, trial.final.value, trial.final.standard_error)
+        measured = with_error(trial.final.value, trial.final.standard_error)
         how = f"{final.draws} draw{'s' * (final.draws > 1)} of {final.samples} samples"
-        return f"{trial.name} with {measured} (final, {how}; {rung})"
+        return f"{trial.name} with {final.metric} {measured} (final, {how}; {rung})"
     if found["judged"] < found["finalists"]:
         return (
             f"{trial.name} with {rung} (the final is under way: {found['judged']} of {found['finalists']} are judged)"
         )
     return f"{trial.name} with {rung} (the final judged nobody: {trial.final.reason if trial.final else 'no finalist'})"
-
-
-def _measured(metric: str, value: float, error: float | None) -> str:
-    return f"{metric} {value:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def importance(search: SearchSpec, table: SearchTable) -> list[Importance]:

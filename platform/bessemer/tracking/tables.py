@@ -22,7 +22,7 @@ from bessemer.spec.job import JobSpec
 from bessemer.tracking.runs import flatten
 from bessemer.tracking.summary import RunSummary
 
-__all__ = ["Table", "differing", "export_table", "matching", "sorted_rows", "value_of"]
+__all__ = ["Table", "differing", "export_table", "matching", "sorted_rows", "value_of", "with_error"]
 
 _CONDITION = re.compile(r"\s*([\w./-]+?)\s*(>=|<=|!=|=|<|>|~)\s*(.*?)\s*")
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
@@ -215,3 +215,8 @@ def _typed(text: str) -> Any:
 
 def _sortable(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """A value for people, with its standard error where it has one; empty for None."""
+    return "" if value is None else f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
