@@ -114,47 +114,16 @@ def pack(
         cut(opened, length)
         rules = Rules(size, resize, mode, opened.kind, opened.count, opened.rate)
         opened.entries = _choose(opened.entries, limit)
-        by_class = Counter(entry.class_name for entry in opened.entries)
-        opened.classes = [name for name in opened.classes if by_class[name]]
+        found = {entry.class_name for entry in opened.entries}
+        opened.classes = [name for name in opened.classes if name in found]
         tasks = _plan(opened, rules, shard_bytes, aside, threads)
         _keep_only_plan(tasks, aside)
-        if _is_whole(aside):  # a packer was killed while it published this
-            manifest = Manifest.load(aside)
-            if progress:
-                progress(manifest.samples, manifest.samples)
-        else:
+        manifest = _whole(aside)
+        if manifest is None:
             results = _run(tasks, workers, runner, progress)
-            findings = Findings()
-            for result in results:
-                findings.merge(result.findings)
-            findings.raise_faults(opened.name, len(opened.entries))
-            index = index_bytes(np.concatenate([result.index for result in results]))
-            write_synced(aside / _INDEX, index)
-            index_record = FileRecord(name=_INDEX, bytes=len(index), sha256=hashlib.sha256(index).hexdigest())
-            endings = {ending for result in results for ending in result.endings}
-            fields: dict[str, Any] = {
-                "version": 1,
-                **declare(rules, findings, endings),
-                "classes": opened.classes,
-                "class_counts": [by_class[name] for name in opened.classes],
-                "samples": len(opened.entries),
-                "packing": Packing(
-                    source=opened.name,
-                    size=size,
-                    resize="none" if size is None else resize,
-                    mode=mode,
-                    labels=opened.labels,
-                    split=opened.split,
-                    splits=opened.splits,
-                    limit=limit,
-                    passed_through=sum(result.passed_through for result in results),
-                    ignored=opened.ignored,
-                ).model_dump(),
-                "index": index_record.model_dump(),
-                "shards": [result.record.model_dump() for result in results if result.record is not None],
-            }
-            manifest = Manifest(hash=data_hash(fields), **fields)
-            manifest.save(aside)
+            manifest = _describe(opened, rules, limit, results, aside)
+        elif progress:
+            progress(manifest.samples, manifest.samples)
         publish(aside, destination, manifest.files, overwrite)
     return manifest
 
@@ -267,14 +236,54 @@ def _run(tasks: list[ShardTask], workers: int, runner: Runner | None, progress: 
     return [found[task.number] for task in tasks]
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether the data set in the folder lacks nothing but its name."""
+def _whole(folder: Path) -> Manifest | None:
+    """The manifest of the data set in the folder if it lacks nothing but its name: its packer was killed at the end."""
     if not (folder / MANIFEST).exists():
-        return False
+        return None
     try:
-        return not verify(folder)
+        return None if verify(folder) else Manifest.load(folder)
     except DataError:
-        return False
+        return None
+
+
+def _describe(source: Source, rules: Rules, limit: int | None, results: list[ShardResult], folder: Path) -> Manifest:
+    """Write the index and the manifest of finished shards into their folder.
+
+    Raises:
+        DataError: names all faults that were found while they were made.
+    """
+    findings = Findings()
+    for result in results:
+        findings.merge(result.findings)
+    findings.raise_faults(source.name, len(source.entries))
+    index = index_bytes(np.concatenate([result.index for result in results]))
+    write_synced(folder / _INDEX, index)
+    by_class = Counter(entry.class_name for entry in source.entries)
+    endings = {ending for result in results for ending in result.endings}
+    fields: dict[str, Any] = {
+        "version": 1,
+        **declare(rules, findings, endings),
+        "classes": source.classes,
+        "class_counts": [by_class[name] for name in source.classes],
+        "samples": len(source.entries),
+        "packing": Packing(
+            source=source.name,
+            size=rules.size,
+            resize="none" if rules.size is None else rules.resize,
+            mode=rules.mode,
+            labels=source.labels,
+            split=source.split,
+            splits=source.splits,
+            limit=limit,
+            passed_through=sum(result.passed_through for result in results),
+            ignored=source.ignored,
+        ).model_dump(),
+        "index": FileRecord(name=_INDEX, bytes=len(index), sha256=hashlib.sha256(index).hexdigest()).model_dump(),
+        "shards": [result.record.model_dump() for result in results if result.record is not None],
+    }
+    manifest = Manifest(hash=data_hash(fields), **fields)
+    manifest.save(folder)
+    return manifest
 
 
 def _keep_only_plan(tasks: list[ShardTask], folder: Path) -> None:
