@@ -39,6 +39,18 @@ def test_one_slice_is_pytorchs_batch_norm() -> None:
     torch.testing.assert_close(BatchNorm(5)(x), F.batch_norm(x, None, None, training=True))
 
 
+@pytest.mark.parametrize("kind", [BatchNorm, AffineBatchNorm])
+def test_vectors_are_normalised_as_pytorch_does(kind: type[BatchNorm]) -> None:
+    """[N, C] gives what maps of one pixel give, and leaves the same running statistics."""
+    x = _slices(1)[0].flatten(2).movedim(1, 2).flatten(0, 1)
+    layer, theirs = kind(5), nn.BatchNorm1d(5)
+    begin_update([layer])
+    torch.testing.assert_close(layer(x), theirs(x))
+    end_update([layer])
+    torch.testing.assert_close(layer.running_var, theirs.running_var)
+    torch.testing.assert_close(layer.eval()(x), theirs.eval()(x))
+
+
 def test_running_statistics_take_one_step_to_the_mean_over_slices() -> None:
     layer, slices = BatchNorm(5, momentum=0.3), _slices(3)
     for _ in range(2):

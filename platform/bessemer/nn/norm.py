@@ -34,7 +34,7 @@ class BatchNorm(UpdateStateLayer):
     """Batch normalisation without parameters (Ioffe and Szegedy 2015, arXiv:1502.03167); the base of the others.
 
     Args:
-        channels: C of the input [N, C, H, W].
+        channels: C of the input [N, C, H, W] or [N, C].
         eps: added to the variance.
         momentum: share of an update's mean statistics in the new running statistics.
     """
@@ -127,7 +127,13 @@ class BatchNorm(UpdateStateLayer):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> the same shape, each channel with mean 0 and variance 1 in training."""
+        """Maps [N, C, H, W] or vectors [N, C] -> the same shape, each channel with mean 0 and variance 1 in training.
+
+        That is before gain and bias, where there are any.
+        """
+        return self._of_maps(x) if x.ndim == 4 else self._of_maps(x[:, :, None, None])[:, :, 0, 0]
+
+    def _of_maps(self, x: Tensor) -> Tensor:
         one = x.new_ones(1, 1, 1, 1)
         return self._normalise(x, one, torch.zeros_like(one))
 
@@ -143,8 +149,7 @@ class AffineBatchNorm(BatchNorm):
         self.gain = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> the same shape."""
+    def _of_maps(self, x: Tensor) -> Tensor:
         if self.training and self.workers is None:  # in one kernel, which keeps one tensor less for the backward pass
             return self._counted(*self._of_slice(x, self.gain, self.bias))
         return self._normalise(x, self.gain.view(1, -1, 1, 1), self.bias.view(1, -1, 1, 1))

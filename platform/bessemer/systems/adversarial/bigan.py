@@ -49,13 +49,6 @@ class BiGANConfig(SystemConfig):
         return self.channels * self.resolution**2
 
 
-class _Norm(BatchNorm):
-    """Batch normalisation of vectors [N, C], without parameters."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[:, :, None, None])[:, :, 0, 0]
-
-
 def _linear(inputs: int, outputs: int) -> Linear:
     return Linear(inputs, outputs, bias=False)
 
@@ -67,7 +60,7 @@ class BiGANDiscriminator(nn.Module):
         super().__init__()
         self.image, self.hidden = _linear(c.pixels, c.hidden), _linear(c.hidden, c.hidden)
         self.latent = _linear(c.latent_dim, c.hidden)
-        self.norm, self.out = _Norm(c.hidden), _linear(c.hidden, 1)
+        self.norm, self.out = BatchNorm(c.hidden), _linear(c.hidden, 1)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         h = self.hidden(F.leaky_relu(self.image(x.flatten(1)), 0.2)) + self.latent(z)
@@ -95,13 +88,13 @@ class BiGAN(System):
         self.config = c = config
         hidden, shape = c.hidden, (c.channels, c.resolution, c.resolution)
         self.generator = nn.Sequential(
-            _linear(c.latent_dim, hidden), _Norm(hidden), nn.ReLU(),
-            _linear(hidden, hidden), _Norm(hidden), nn.ReLU(),
+            _linear(c.latent_dim, hidden), BatchNorm(hidden), nn.ReLU(),
+            _linear(hidden, hidden), BatchNorm(hidden), nn.ReLU(),
             _linear(hidden, c.pixels), nn.Tanh(), nn.Unflatten(1, shape),
         )  # fmt: skip
         self.encoder = nn.Sequential(
             nn.Flatten(), _linear(c.pixels, hidden), nn.LeakyReLU(0.2),
-            _linear(hidden, hidden), _Norm(hidden), nn.LeakyReLU(0.2),
+            _linear(hidden, hidden), BatchNorm(hidden), nn.LeakyReLU(0.2),
             _linear(hidden, c.latent_dim),
         )  # fmt: skip
         self.discriminator = BiGANDiscriminator(c)

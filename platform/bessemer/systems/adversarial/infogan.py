@@ -23,7 +23,7 @@ from bessemer.nn.norm import AffineBatchNorm
 from bessemer.nn.normal import Normal
 from bessemer.systems.contract import Batch, Clock, Loss, OptimizerDefaults, System, SystemConfig, Update
 
-__all__ = ["InfoGAN", "InfoGANConfig", "InfoGANDiscriminator", "InfoGANGenerator", "VectorNorm"]
+__all__ = ["InfoGAN", "InfoGANConfig", "InfoGANDiscriminator", "InfoGANGenerator"]
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -70,13 +70,6 @@ class InfoGANConfig(SystemConfig):
         return self.noise_dim + self.categories + self.continuous
 
 
-class VectorNorm(AffineBatchNorm):
-    """Batch normalisation of vectors [N, C] as well as of maps."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if x.ndim == 4 else super().forward(x[:, :, None, None])[:, :, 0, 0]
-
-
 class InfoGANGenerator(nn.Module):
     """G(z, c): [N, latent_dim] -> images [N, C, R, R] in [-1, 1]."""
 
@@ -84,10 +77,10 @@ class InfoGANGenerator(nn.Module):
         super().__init__()
         side, f = c.resolution // 4, c.width
         self.layers = nn.Sequential(
-            Linear(c.latent_dim, c.hidden), VectorNorm(c.hidden), nn.ReLU(),
-            Linear(c.hidden, side * side * 2 * f), VectorNorm(side * side * 2 * f), nn.ReLU(),
+            Linear(c.latent_dim, c.hidden), AffineBatchNorm(c.hidden), nn.ReLU(),
+            Linear(c.hidden, side * side * 2 * f), AffineBatchNorm(side * side * 2 * f), nn.ReLU(),
             nn.Unflatten(1, (2 * f, side, side)),
-            DoublingConv2d(2 * f, f), VectorNorm(f), nn.ReLU(),
+            DoublingConv2d(2 * f, f), AffineBatchNorm(f), nn.ReLU(),
             DoublingConv2d(f, c.channels), nn.Tanh(),
         )  # fmt: skip
 
@@ -104,12 +97,12 @@ class InfoGANDiscriminator(nn.Module):
         side, f, self.categories = c.resolution // 4, c.width, c.categories
         self.trunk = nn.Sequential(
             HalvingConv2d(c.channels, f), nn.LeakyReLU(0.1),
-            HalvingConv2d(f, 2 * f), VectorNorm(2 * f), nn.LeakyReLU(0.1),
-            nn.Flatten(), Linear(side * side * 2 * f, c.hidden), VectorNorm(c.hidden), nn.LeakyReLU(0.1),
+            HalvingConv2d(f, 2 * f), AffineBatchNorm(2 * f), nn.LeakyReLU(0.1),
+            nn.Flatten(), Linear(side * side * 2 * f, c.hidden), AffineBatchNorm(c.hidden), nn.LeakyReLU(0.1),
         )  # fmt: skip
         self.score = Linear(c.hidden, 1)
         self.q = nn.Sequential(
-            Linear(c.hidden, c.q_hidden), VectorNorm(c.q_hidden), nn.LeakyReLU(0.1),
+            Linear(c.hidden, c.q_hidden), AffineBatchNorm(c.q_hidden), nn.LeakyReLU(0.1),
             Linear(c.q_hidden, c.categories + 2 * c.continuous),
         )  # fmt: skip
 
