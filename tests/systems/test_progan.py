@@ -41,13 +41,20 @@ def test_schedule_of_the_paper() -> None:
     with torch.device("meta"):
         system = build("progan", "celebahq1024")
     assert isinstance(system, ProGAN)
-    assert [s.kimg for s in system.stages()[:3]] == [800, 1600, 1600]
-    assert [s.name for s in system.stages()][-1] == "1024 pixels"
+    assert [s.kimg for s in system.stages()] == [800] * 17
+    assert [s.name for s in system.stages()][-2:] == ["1024 pixels, fading in", "1024 pixels"]
     found = [system.growth(Clock(kimg * 1000, 0)) for kimg in (0, 799, 800, 1200, 1600, 2399, 2400, 12_000, 20_000)]
     assert [4 << f.level for f in found] == [4, 4, 8, 8, 8, 8, 16, 1024, 1024]
     assert [f.alpha for f in found] == [1, 1, 0, 0.5, 1, 1, 0, 0, 1]
-    assert system.renewed(Clock(799_000, 1), Clock(800_000, 2)) == ("generator", "discriminator")
-    assert system.renewed(Clock(800_000, 2), Clock(801_000, 3)) == ()
+    for kimg in range(0, 20_000, 100):
+        renewed = system.renewed(*_around(kimg))
+        # Levels at work: two while one fades in. The authors' code begins anew when they change.
+        before, now = ({f.level, f.level - (f.alpha < 1)} for f in map(system.growth, _around(kimg)))
+        assert renewed == (("generator", "discriminator") if before != now else ())
+
+
+def _around(kimg: int) -> list[Clock]:
+    return [Clock(max(0, kimg * 1000 - 16), 1), Clock(kimg * 1000, 2)]
 
 
 def test_presets_are_the_authors_configurations() -> None:

@@ -1,7 +1,8 @@
 """ProGAN (Karras et al. 2018, arXiv:1710.10196): both networks grow with the image clock, resolution by resolution.
 
-The layers are those of table 2, the schedule and the loss those of appendix A. Optimisers begin anew with each
-resolution, as in the authors' code. The batch keeps its size; the authors' shrinks from 16 to 3 for want of memory.
+The layers are those of table 2, the schedule and the loss those of appendix A. Optimisers begin anew whenever other
+layers are at work, at the beginning of each fade and at its end, as in the authors' code. The batch keeps its size; the
+authors' shrinks from 16 to 3 for want of memory.
 """
 
 from __future__ import annotations
@@ -203,13 +204,16 @@ class ProGAN(LatentSystem):
 
     def stages(self) -> Sequence[Stage]:
         c, both = self.config, tuple(self.networks())
-        later = [Stage(f"{4 << n} pixels", c.fade_kimg + c.stable_kimg, renews=both) for n in range(1, c.levels)]
-        return [Stage("4 pixels", c.stable_kimg), *later]
+        stages = [Stage("4 pixels", c.stable_kimg)]
+        for level in range(1, c.levels):
+            name = f"{4 << level} pixels"
+            stages += [Stage(f"{name}, fading in", c.fade_kimg, both), Stage(name, c.stable_kimg, both)]
+        return stages
 
     def growth(self, clock: Clock) -> Growth:
-        """The level is the stage; α rises in a straight line in the first part of it."""
-        level, kimg = self.stage_of(clock)
-        return Growth(level, min(1.0, kimg / self.config.fade_kimg) if level else 1.0)
+        """Every other stage fades a level in: α rises from 0 to 1 in a straight line."""
+        stage, kimg = self.stage_of(clock)
+        return Growth((stage + 1) // 2, kimg / self.config.fade_kimg if stage % 2 else 1.0)
 
     def updates(self, clock: Clock) -> Sequence[Update]:
         growth = self.growth(clock)
