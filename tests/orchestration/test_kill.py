@@ -65,7 +65,9 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert (a / snapshot).read_bytes() == (b / snapshot).read_bytes()
 
 
-def test_a_killed_worker_is_replaced(job: Path, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_worker_is_replaced(job: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """By SIGTERM too: Ray ends its processes so when a node goes away, and the run is to go on elsewhere."""
     run = tmp_path / "run"
     process = bessemer("train", job, "--run-dir", run)
     wait_for("the run to be under way", lambda: images_seen(run) >= 500, process)
@@ -73,7 +75,7 @@ def test_a_killed_worker_is_replaced(job: Path, undisturbed: Path, tmp_path: Pat
     beside = [" ".join(each.cmdline()) for each in psutil.Process(process.pid).children(recursive=True)]
     assert any("/raylet " in each for each in beside)
     assert not [each for each in beside if "log_monitor" in each], "nobody reads what it looks for"
-    os.kill(worker_pid(run, 1), signal.SIGKILL)
+    os.kill(worker_pid(run, 1), number)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     events = [r["event"] for r in read_journal(run / "journal.jsonl") if r["kind"] == "event"]

@@ -14,10 +14,11 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from bessemer.orchestration.heartbeat import Heartbeats, Point, reach_all, serve_at, serve_heartbeat
 from bessemer.orchestration.room import Room
 from bessemer.orchestration.run_directory import RunDirectory
 from bessemer.spec.job import JobSpec
@@ -27,10 +28,8 @@ __all__ = ["Spares", "WorkersLost", "environments", "train_with_workers"]
 _START_SECONDS = 300.0
 """For a process to start and import torch, on a machine however busy. That its host dies is known much sooner."""
 _LOOK_SECONDS = 5.0
-_SILENT_SECONDS = 60.0
-"""A process that does not answer. Other workers notice it in a third of this, unless it is alone or all hang."""
-_REACH_SECONDS = 5.0
-"""To connect to another worker."""
+_SILENT_LOOKS = 12
+"""For a process that hangs. Other workers notice it in a third of this minute, unless it is alone or all hang."""
 _OTHERS_SECONDS = 2.0
 """For the others to fail too after the first, so that whose fault it was is known."""
 
@@ -45,7 +44,11 @@ class WorkersLost(Exception):  # noqa: N818
 
 
 class TrainWorker:
-    """The process of a worker: imports at once, trains when it is told."""
+    """The process of a worker: imports at once, trains when it is told.
+
+    It trains in the only thread that Ray lets an actor have (see :mod:`bessemer.orchestration.heartbeat`), and answers
+    nothing meanwhile.
+    """
 
     def __init__(self, gpus: float) -> None:
         import bessemer.orchestration.worker  # noqa: F401
@@ -58,44 +61,38 @@ class TrainWorker:
             import_deepspeed("cpu")
             import torch._dynamo  # noqa: F401  # which the first optimizer imports
 
+        import ray
+
+        self._address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        self._heartbeat = serve_heartbeat(self._address)
         self._store: Any = None
         self._listening: socket.socket | None = None
 
-    def answer(self) -> bool:
-        """Whether this process is alive."""
-        return True
+    def answer(self) -> Point:
+        """Where this process is heard from now on, having imported everything."""
+        return self._heartbeat
 
-    def listen(self) -> tuple[str, int]:
+    def listen(self) -> Point:
         """Where gloo would make this process listen, on a free port; connections are accepted from now on."""
         from bessemer.orchestration.nodes import gloo_address
 
         address = gloo_address()
-        self._listening = socket.create_server(
-            (address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET, backlog=1024
-        )
+        self._listening = serve_at(address)
         return address, self._listening.getsockname()[1]
 
-    def unreached(self, points: Sequence[tuple[str, int]]) -> dict[int, str]:
+    def unreached(self, points: Mapping[int, Point]) -> dict[int, str]:
         """Rank -> why this process does not reach it, of those who listen at `points`."""
+        reached, unreached = reach_all(points)
+        for connection in reached.values():
+            connection.close()
+        return unreached
 
-        def reach(point: tuple[str, int]) -> str | None:
-            try:
-                socket.create_connection(point, _REACH_SECONDS).close()
-            except OSError as e:
-                return f"{point[0]}:{point[1]}: {e.strerror or e}"
-            return None
-
-        with ThreadPoolExecutor(max_workers=64) as pool:
-            return {rank: why for rank, why in enumerate(pool.map(reach, points)) if why is not None}
-
-    def meeting_point(self) -> tuple[str, int]:
-        """Address and port of the key-value store by which the group finds itself; served from now on."""
-        import ray
+    def meeting_point(self) -> Point:
+        """Where the key-value store is by which the group finds itself; served from now on."""
         from torch._C._distributed_c10d import TCPStore
 
-        address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-        self._store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        return address, self._store.port
+        self._store = TCPStore(self._address, 0, is_master=True, wait_for_workers=False)
+        return self._address, self._store.port
 
     def train(self, run: str, environment: dict[str, str]) -> None:
         """Train as the worker that `environment` describes, in the words of torchrun."""
@@ -166,12 +163,10 @@ class Spares:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # Two threads: it answers while it trains.
         return (
             ray.remote(TrainWorker)
             .options(
                 num_cpus=0,
-                max_concurrency=2,
                 max_restarts=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             )
@@ -199,13 +194,14 @@ def train_with_workers(run: RunDirectory, places: Any, spares: Spares, saved: Ca
         bundles, nodes = _in_order(places)
         gpus = _gpus_of(places, bundles)
         workers += [spares.take(node) for node in nodes]
-        _collect({worker.answer.remote(): rank for rank, worker in enumerate(workers)}, _START_SECONDS)
+        points = _collect({worker.answer.remote(): rank for rank, worker in enumerate(workers)}, _START_SECONDS)
         if len(set(nodes)) > 1:
             _check_paths(workers)
-        address, port = ray.get(workers[0].meeting_point.remote(), timeout=_START_SECONDS)
-        for rank, environment in enumerate(environments(nodes, gpus, address, port)):
-            trainings[workers[rank].train.remote(str(run.path), environment)] = rank
-        _watch(workers, trainings, lambda: spares.fill(nodes if saved() else ()))
+        with closing(_hear(points)) as heartbeats:
+            address, port = ray.get(workers[0].meeting_point.remote(), timeout=_START_SECONDS)
+            for rank, environment in enumerate(environments(nodes, gpus, address, port)):
+                trainings[workers[rank].train.remote(str(run.path), environment)] = rank
+            _watch(trainings, heartbeats, lambda: spares.fill(nodes if saved() else ()))
     except (ray.exceptions.RayError, TimeoutError) as e:
         raise WorkersLost({}, str(e)) from e
     finally:
@@ -223,17 +219,37 @@ def _check_paths(workers: Sequence[Any]) -> None:
     """
     import ray
 
-    points = ray.get([worker.listen.remote() for worker in workers], timeout=_START_SECONDS)
+    points = dict(enumerate(ray.get([worker.listen.remote() for worker in workers], timeout=_START_SECONDS)))
     asked = [worker.unreached.remote(points) for worker in workers]
     failures: dict[int, BaseException] = {}
     for rank, unreached in enumerate(ray.get(asked, timeout=_START_SECONDS)):
         if unreached:
-            others = ", ".join(f"worker {other} at {why}" for other, why in unreached.items())
+            others = ", ".join(f"worker {other} at {why}" for other, why in sorted(unreached.items()))
             failures[rank] = ConnectionError(
                 f"does not reach {others}; let the nodes reach each other at all ports, or set GLOO_SOCKET_IFNAME"
             )
     if failures:
         raise WorkersLost(failures)
+
+
+def _hear(points: Mapping[int, Point]) -> Heartbeats:
+    """What is heard of the workers whose heartbeats are served at `points`.
+
+    Raises:
+        WorkersLost: this process does not reach some.
+    """
+    heartbeats = Heartbeats(points)
+    if heartbeats.unreached:
+        heartbeats.close()
+        raise WorkersLost(
+            {
+                rank: ConnectionError(
+                    f"the driver does not reach it at {why}; let the nodes reach each other at all ports"
+                )
+                for rank, why in heartbeats.unreached.items()
+            }
+        )
+    return heartbeats
 
 
 def environments(nodes: Sequence[str], gpus: Sequence[Sequence[str]], address: str, port: int) -> list[dict[str, str]]:
@@ -294,16 +310,15 @@ def _gpus_of(places: Any, bundles: Sequence[int]) -> list[list[str]]:
     return list(ray.get(asked, timeout=_START_SECONDS))
 
 
-def _watch(workers: Sequence[Any], trainings: Mapping[Any, int], look: Callable[[], object]) -> None:
+def _watch(trainings: Mapping[Any, int], heartbeats: Heartbeats, look: Callable[[], object]) -> None:
     """Return when all workers have; `look` now and then.
 
     Raises:
-        WorkersLost: one failed, is gone, or does not answer.
+        WorkersLost: one failed, is gone, or hangs.
     """
     import ray
 
     left = dict(trainings)
-    asked = {rank: (worker.answer.remote(), time.monotonic()) for rank, worker in enumerate(workers)}
     while left:
         done, _ = ray.wait(list(left), timeout=_LOOK_SECONDS)
         for training in done:
@@ -312,18 +327,16 @@ def _watch(workers: Sequence[Any], trainings: Mapping[Any, int], look: Callable[
             except Exception:
                 _collect(left, _OTHERS_SECONDS)  # raises
             del left[training]
-        for rank, (answer, since) in asked.items():
-            if rank not in left.values():
-                continue
-            if ray.wait([answer], timeout=0)[0]:
-                asked[rank] = (workers[rank].answer.remote(), time.monotonic())
-            elif time.monotonic() - since > _SILENT_SECONDS:
-                raise WorkersLost({rank: TimeoutError(f"its process has not answered for {_SILENT_SECONDS:g} s")})
+        if not done:
+            hung = {rank for rank, looks in heartbeats.look().items() if looks >= _SILENT_LOOKS} & set(left.values())
+            if hung:
+                why = f"its process hangs: nothing was heard of it for {_SILENT_LOOKS * _LOOK_SECONDS:g} s"
+                raise WorkersLost({rank: TimeoutError(why) for rank in hung})
         look()
 
 
-def _collect(futures: Mapping[Any, int], seconds: float) -> None:
-    """Wait for all of `futures`, but not longer than so.
+def _collect(futures: Mapping[Any, int], seconds: float) -> dict[int, Any]:
+    """Rank -> what its one of `futures` says; all are waited for, but not longer than so.
 
     Raises:
         WorkersLost: some of them failed.
@@ -331,13 +344,13 @@ def _collect(futures: Mapping[Any, int], seconds: float) -> None:
     import ray
 
     # As soon as one has failed, the others get only as long as it takes to fail with it.
-    end, left, failures = time.monotonic() + seconds, dict(futures), {}
+    end, left, said, failures = time.monotonic() + seconds, dict(futures), {}, {}
     while left and (remaining := end - time.monotonic()) > 0:
         done, _ = ray.wait(list(left), timeout=remaining)
         for future in done:
             rank = left.pop(future)
             try:
-                ray.get(future)
+                said[rank] = ray.get(future)
             except Exception as e:
                 failures[rank] = getattr(e, "cause", None) or e  # Ray's wrapper begins with its own traceback
                 end = min(end, time.monotonic() + _OTHERS_SECONDS)
@@ -346,3 +359,4 @@ def _collect(futures: Mapping[Any, int], seconds: float) -> None:
     if left:
         late = TimeoutError(f"not ready after {seconds:g} s")
         raise WorkersLost(dict.fromkeys(left.values(), late))
+    return said

@@ -126,7 +126,7 @@ def _check_held_out(job: JobSpec, system: System) -> None:
         )
 
 
-def run_worker(run_path: Path, until_kimg: float = float("inf")) -> bool:
+def run_worker(run_path: Path, until_kimg: float = float("inf"), *, sigterm: bool = False) -> bool:
     """Train the run as one of the workers that the environment describes, from its newest checkpoint to its end.
 
     A mistake that a person must fix is left in the run directory before it is raised, so that nobody tries again.
@@ -134,6 +134,8 @@ def run_worker(run_path: Path, until_kimg: float = float("inf")) -> bool:
     Args:
         run_path: directory of the run.
         until_kimg: stop here already, with an evaluation and a checkpoint; another call goes on.
+        sigterm: take SIGTERM as a request to stop. Not in processes of Ray: it sends it when a node is at its end, and
+            the run is to go on elsewhere.
 
     Returns:
         False if the workers were asked to stop before the end, by SIGTERM or by :meth:`RunDirectory.request_stop`.
@@ -143,7 +145,7 @@ def run_worker(run_path: Path, until_kimg: float = float("inf")) -> bool:
     if run.error() is not None:
         return True
     try:
-        return _train(run, until_kimg)
+        return _train(run, until_kimg, sigterm)
     except BessemerError as e:
         run.leave_error(e)
         raise
@@ -153,10 +155,11 @@ def run_worker(run_path: Path, until_kimg: float = float("inf")) -> bool:
         raise
 
 
-def _train(run: RunDirectory, until_kimg: float) -> bool:
+def _train(run: RunDirectory, until_kimg: float, sigterm: bool) -> bool:
     job = run.job()
     stop = StopRequest(run.stop_file, run.resize_file)
-    stop.listen()
+    if sigterm:
+        stop.listen()
     torch.set_num_threads(job.training.threads_per_worker)
     torch.backends.cudnn.deterministic = True
     with join_workers() as workers, watch_peers(workers), open_job_data(job.data) as dataset:
@@ -333,7 +336,7 @@ def main() -> int:
             if workers.is_first:
                 alerts.start()
             try:
-                return 0 if run_worker(run.path) else EXIT_STOPPED
+                return 0 if run_worker(run.path, sigterm=True) else EXIT_STOPPED
             finally:
                 alerts.stop()
     except BessemerError as e:

@@ -7,7 +7,6 @@ their iteration, agree to stop, and write a checkpoint.
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -42,12 +41,8 @@ class StopRequest:
         return self._asked
 
     def listen(self) -> None:
-        """Take SIGTERM as a request from now on, however often it comes.
-
-        Python handles signals in the main thread; elsewhere, as in Ray's workers, this does nothing.
-        """
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._handle)
+        """Take SIGTERM as a request from now on, however often it comes. Only the main thread of a process may."""
+        signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._asked = True
