@@ -45,6 +45,7 @@ from bessemer.systems.snapshot import SnapshotInfo
 from bessemer.tracking.alerts import AlertWatch
 from bessemer.tracking.journal import Journal, read_journal
 from bessemer.tracking.runs import metric_scores
+from bessemer.training.allocator import keep_freed_memory
 from bessemer.training.checkpoint import CheckpointStore, Identity
 from bessemer.training.checks import check_training
 from bessemer.training.distributed import Workers, end_process, init_deepspeed, join_workers
@@ -161,6 +162,7 @@ def _train(run: RunDirectory, until_kimg: float, sigterm: bool) -> bool:
     if sigterm:
         stop.listen()
     torch.set_num_threads(job.training.threads_per_worker)
+    keep_freed_memory()
     torch.backends.cudnn.deterministic = True
     with join_workers() as workers, watch_peers(workers), open_job_data(job.data) as dataset:
         log_to_file(run, f"worker-{workers.rank}")
