@@ -22,6 +22,7 @@ from bessemer.spec.space import Space
 from bessemer.tracking.search_journal import SearchJournal, read_search
 
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
+NOTHING_STARTS = {"_trial_to_actor": {}, "_actor_manager": SimpleNamespace(is_actor_started=bool)}
 
 
 class Trial:
@@ -273,7 +274,7 @@ def test_a_population_waits_for_all_of_it(journal: SearchJournal) -> None:
     inner = Population(search, journal, lambda: done.append(len(journal.table.exchanges)), lambda point: True)
     clerk = Clerk(search, journal, inner, points_of(search, journal.table), 1)
     trials = begin(clerk, journal, 4)
-    controller = SimpleNamespace(get_trials=lambda: trials)
+    controller = SimpleNamespace(get_trials=lambda: trials, **NOTHING_STARTS)
     for one in trials:
         one.status = "PENDING"
     for one, value in zip(trials[:3], (0.1, 0.5, 0.9), strict=True):
@@ -339,7 +340,7 @@ def test_a_budget_ends_a_population_as_a_whole(journal: SearchJournal, begun: in
     ] * begun
     assert journal.table.exchanges == {}
     # Each runs once more, to hear that it is over.
-    assert clerk.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials)) is trials[0]  # type: ignore[arg-type]
+    assert clerk.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials, **NOTHING_STARTS)) is trials[0]  # type: ignore[arg-type]
 
 
 def test_a_resumed_population_is_handed_only_those_that_do_not_wait(journal: SearchJournal) -> None:

@@ -90,19 +90,70 @@ def test_two_objectives_are_both_looked_for(journal: SearchJournal, tmp_path: Pa
     assert points.choose(24, 0) == again.choose(24, 0)
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("searcher", ["tpe", "bohb"])
-def test_a_model_finds_the_good_end_of_a_range(journal: SearchJournal, searcher: str) -> None:
+def test_a_model_finds_the_good_end_of_a_range(journal: SearchJournal, searcher: str, mode: str) -> None:
     if searcher == "bohb":
         pytest.importorskip("hpbandster", reason="the extra bohb is installed by hand")
     scheduler = "bohb" if searcher == "bohb" else "none"
-    search = spec(searcher={"name": searcher, "startup": 6}, scheduler={"name": scheduler}, budget={"trials": 100})
+    objective, sign = {**SEARCH["objective"], "mode": mode}, -1.0 if mode == "max" else 1.0
+    fields = {"scheduler": {"name": scheduler}, "objective": objective, "budget": {"trials": 100}}
+    search = spec(searcher={"name": searcher, "startup": 6}, **fields)
     points, rates = points_of(search, journal.table), []
     for number in range(40):
         point = points.choose(number, 0)
         assert point is not None
         rates.append(point["training.optimizers.generator.lr"])
         journal.write("trial", trial=number, point=point)
-        finish(journal, points, number, value=abs(np.log10(rates[-1]) + 4.5), standard_error=0.1, values={}, kimg=3.0)
+        value = sign * abs(np.log10(rates[-1]) + 4.5)
+        finish(journal, points, number, value=value, standard_error=0.1, values={}, kimg=3.0)
     distance = [abs(np.log10(rate) + 4.5) for rate in rates]
     # uniform in the logarithm over two orders of magnitude, the median distance would be 0.5 to 0.75
     assert np.median(distance[20:]) < 0.35
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_optuna_knows_what_the_journal_says(journal: SearchJournal, tmp_path: Path, mode: str) -> None:
+    """A trial that was stopped counts as pruned where it stood, in the session that saw it and in later ones."""
+    search = spec(searcher={"name": "tpe"}, objective={**SEARCH["objective"], "mode": mode})
+    points = points_of(search, journal.table)
+
+    def judge(known: Points, number: int, *values: float, decision: str = "continue") -> None:
+        trial = journal.table.trials[number]
+        for value in values:
+            what = decision if value == values[-1] else "continue"
+            fields = {"kimg": trial.rung + 1.0, "standard_error": 0.1, "seconds": 1.0, "values": {}}
+            journal.write("result", trial=number, rung=trial.rung, value=value, decision=what, **fields)
+            known.judged(trial, trial.results[-1])
+        if trial.is_over:
+            known.over(trial)
+
+    for number in range(4):
+        point = points.choose(number, 0)
+        assert point is not None
+        journal.write("trial", trial=number, point=point)
+    judge(points, 0, 0.5, 0.4, 0.3, decision="finish")
+    judge(points, 1, 0.9, decision="stop")
+    judge(points, 2, 0.6)
+    journal.write("failed", trial=3, reason="it diverged")
+    points.over(journal.table.trials[3])
+
+    def seen(known: Any) -> list[tuple[str, float | None, dict[int, float]]]:
+        return [
+            (one.state.name, one.value if one.state.name == "COMPLETE" else None, one.intermediate_values)
+            for one in known._study.trials
+        ]
+
+    assert points._study.direction.name == ("MINIMIZE" if mode == "min" else "MAXIMIZE")  # type: ignore[attr-defined]
+    expected = [
+        ("COMPLETE", 0.3, {0: 0.5, 1: 0.4, 2: 0.3}),
+        ("PRUNED", None, {0: 0.9}),
+        ("RUNNING", None, {0: 0.6}),
+        ("FAIL", None, {}),
+    ]
+    later = points_of(search, read_search(tmp_path))
+    assert seen(points) == expected
+    assert seen(later) == expected
+    # What was under way goes on in the later session.
+    judge(later, 2, 0.55, 0.52, decision="finish")
+    assert seen(later)[2] == ("COMPLETE", 0.52, {0: 0.6, 1: 0.55, 2: 0.52})

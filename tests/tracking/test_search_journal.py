@@ -154,6 +154,10 @@ def test_who_is_as_good_as_the_best_is_said_by_the_same_judgement() -> None:
     assert close() == [2]  # 0.25 and 0.20, each ± 0.04: 0.05 < 0.057; 0.30 is too far, and 0.1 is of another rung
     assert close((2, 20.0, 3.0), (0, 24.9, 4.0), (1, 25.1, 4.0)) == [0]  # 5 = the root of 3² + 4²
     assert close((2, 20.0, None), (0, 20.1, None), (1, 20.2, None)) == []
+    # as good as the best by its value, but at an earlier rung
+    early = {**result(3, 0, 0.21, "stop", standard_error=0.04), "time": 1006.5}
+    others = [one for one in final_records() if not (one["kind"] == "result" and one["trial"] == 3)]
+    assert [trial.number for trial in fold([*others, early]).as_good()] == [2]
 
 
 def test_the_error_of_a_mean_is_the_larger_of_scatter_and_measurement() -> None:

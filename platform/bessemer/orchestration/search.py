@@ -229,18 +229,28 @@ def _fit(
     left = 0 if clerk.spent() else max(0, search.budget.trials - len(table.trials))
     if table.final is not None or not (table.live or left):
         return _reason(clerk)
-    searcher = JournalSearcher(directory, journal, points, clerk)
     bundle = {"CPU": base.resources.cpus_per_worker}
     if base.resources.gpus_per_worker:
         bundle["GPU"] = base.resources.gpus_per_worker
-    _check_room(bundle, search.workers)
+    fitting = _check_room(bundle, search.workers)
+    # Otherwise, Tune starts one process after the other.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(fitting))
+    is_population = search.scheduler.name in ("pbt", "pb2")
+
+    def room() -> float:
+        if is_population:
+            return math.inf  # it waits for its last member
+        # To a cluster hosts may be added, and an autoscaler does so when somebody waits.
+        return fitting if cluster_address(base) is None else _room(bundle, search.workers) + 1
+
+    searcher = JournalSearcher(directory, journal, points, clerk, room)
     tuner = tune.Tuner(
         tune.with_resources(trainable or run_trial, tune.PlacementGroupFactory([dict(bundle)] * search.workers)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=clerk,
             num_samples=len(table.live) + left,
-            max_concurrent_trials=None if search.scheduler.name in ("pbt", "pb2") else search.concurrency,
+            max_concurrent_trials=None if is_population else search.concurrency,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -262,8 +272,17 @@ def _reason(clerk: Clerk) -> str:
     return "the budget was spent" if clerk.spent() else "all trials are over"
 
 
-def _check_room(bundle: dict[str, float], workers: int) -> None:
-    """A trial that fits nowhere would wait for ever.
+def _room(bundle: dict[str, float], workers: int) -> int:
+    """Trials that the cluster holds at once, as it is now."""
+    import ray
+
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    # Ray counts in parts of 1/10,000.
+    return min(int(have.get(kind, 0.0) / (workers * each) + 1e-4) for kind, each in bundle.items())
+
+
+def _check_room(bundle: dict[str, float], workers: int) -> int:
+    """Trials that the cluster holds at once. One that fits nowhere would wait for ever.
 
     Raises:
         MachineError: the cluster is too small for one trial.
@@ -277,6 +296,7 @@ def _check_room(bundle: dict[str, float], workers: int) -> None:
                 f"workers: {workers} workers with {each:g} {kind} each need {workers * each:g} {kind}, and the cluster "
                 f"has {have.get(kind, 0.0):g}; lower workers, or resources of the job."
             )
+    return _room(bundle, workers)
 
 
 def _start_mirror(directory: SearchDirectory, base: JobSpec) -> Any:

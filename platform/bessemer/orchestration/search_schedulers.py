@@ -143,6 +143,7 @@ class Clerk(TrialScheduler):
         self._search, self._journal, self._inner, self._points = search, journal, inner, points
         self._seeds, self._say, self._over = seeds, say, over
         self._metric = "value"
+        self._controller: Any = None
         # Hyperband compares trials that run at the same time: what is over belongs to brackets that are gone.
         remembers = isinstance(inner, NoisyAsha | MedianStoppingRule)
         self._to_recall = [t for t in journal.table.trials.values() if t.results] if remembers else []
@@ -255,10 +256,30 @@ class Clerk(TrialScheduler):
         self._inner.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        return self._inner.choose_trial_to_run(tune_controller)
+        """Who is next: nobody whose process starts already.
+
+        A process that is free goes to the chosen trial at once, and Tune then gives up the one that it started for it:
+        where trials take no longer than processes need to start, most of them would never be there.
+        """
+        self._controller = tune_controller
+        chosen = self._inner.choose_trial_to_run(tune_controller)
+        return None if chosen is not None and _is_starting(tune_controller, chosen) else chosen
+
+    @property
+    def busy(self) -> int:
+        """Trials that have a process, or wait for one; those that wait for others of their rung do not count."""
+        live = self._controller.get_live_trials() if self._controller is not None else ()
+        return sum(trial.status in (TuneTrial.PENDING, TuneTrial.RUNNING) for trial in live)
 
     def debug_string(self) -> str:
         return self._inner.debug_string()
+
+
+def _is_starting(tune_controller: Any, trial: TuneTrial) -> bool:
+    """Whether a trial has its place, and its process is on its way. There is no public way to ask."""
+    if trial.status != TuneTrial.PENDING:
+        return False
+    return bool(tune_controller._actor_manager.is_actor_started(tune_controller._trial_to_actor.get(trial)))
 
 
 def _line(search: SearchSpec, trial: Trial, result: Result) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,29 @@ class JournalSearcher(Searcher):
         directory: of the search.
         journal: of the search.
         points: who chooses new points.
-        clerk: who knows whether the budget is spent.
+        clerk: who knows whether the budget is spent, and how many trials are under way.
+        room: trials that may be under way at once. More would be chosen before they can start, and so without what the
+            others found meanwhile.
     """
 
-    def __init__(self, directory: SearchDirectory, journal: SearchJournal, points: Points, clerk: Clerk) -> None:
+    def __init__(
+        self,
+        directory: SearchDirectory,
+        journal: SearchJournal,
+        points: Points,
+        clerk: Clerk,
+        room: Callable[[], float] = lambda: math.inf,
+    ) -> None:
         super().__init__(metric="value", mode=directory.search.objective.mode)
+        self._room = room
         self._directory, self._journal, self._points, self._clerk = directory, journal, points, clerk
         self._left = [trial.number for trial in journal.table.live]
         self._numbers: dict[str, int] = {}
         self._exhausted = False
 
     def suggest(self, trial_id: str) -> Any:
+        if self._clerk.busy >= self._room():
+            return None  # Tune asks again
         number = next((number for number in self._left if not self._waits(number)), None)
         if number is not None:
             self._left.remove(number)
