@@ -19,13 +19,15 @@ from bessemer.spec.job import GuardsSpec
 from bessemer.spec.load import load_job
 from bessemer.systems.contract import Clock, System, Update
 from bessemer.systems.likelihood import LikelihoodSystem
-from bessemer.systems.registry import all_systems, build, get, rebuild
+from bessemer.systems.registry import all_systems, build, get, rebuild, resolve_config
 from bessemer.training.collapse import CollapseWatch, class_distances
 from bessemer.training.distributed import Workers
 from bessemer.training.plan import target
 from bessemer.training.rng import generator
 
 JOBS = [load_job(path) for path in sorted((Path(__file__).resolve().parents[2] / "jobs").glob("*.yaml"))]
+LAYERS = "take them from bessemer.nn, or mix in bessemer.nn.unset.Unset, and draw in init_weights"
+GLOBAL = "draw from the generator that is handed in"
 every_system = pytest.mark.parametrize("name", list(all_systems()))
 
 
@@ -48,9 +50,10 @@ def test_builds_without_memory_and_without_drawing(name: str) -> None:
     state = torch.get_rng_state()
     with torch.device("meta"):
         system = build(*tiny_arguments(name))
-    build(*tiny_arguments(name))
-    assert torch.equal(torch.get_rng_state(), state)
+    built = build(*tiny_arguments(name))
+    assert torch.equal(torch.get_rng_state(), state), f"layers drew as they were built: {LAYERS}"
     assert all(t.is_meta for t in tensors(system).values())
+    assert sum(t.numel() for t in tensors(built).values()) == sum(t.numel() for t in tensors(system).values())
     assert set(system.optimizers()) == set(system.networks())
     assert set(system.sampled_networks) <= set(system.networks())
     for network in system.networks().values():
@@ -64,6 +67,9 @@ def test_configuration_goes_through_json_and_back(name: str) -> None:
         system = build(*tiny_arguments(name))
         again = rebuild(name, system.config.model_dump(mode="json"))
     assert again.config == system.config
+    for preset in get(name).presets:
+        config = resolve_config(name, preset)
+        assert type(config).model_validate_json(config.model_dump_json()) == config, preset
     shapes = {k: v.shape for k, v in tensors(system).items()}
     assert {k: v.shape for k, v in tensors(again).items()} == shapes
 
@@ -77,7 +83,7 @@ def test_weights_are_a_function_of_the_seed(name: str) -> None:
 
 
 def everything(name: str) -> list[Tensor]:
-    """Losses and gradients of all stages, samples and, if there are any, likelihoods."""
+    """Losses and gradients of all stages, samples and, if there are any, likelihoods and reconstructions."""
     system = tiny_system(name)
     out: list[Tensor] = []
     for number, start in enumerate(system.stage_starts()):
@@ -94,6 +100,8 @@ def everything(name: str) -> list[Tensor]:
     with sampling_mode(system), torch.no_grad():
         if isinstance(system, LikelihoodSystem):
             out.append(system.log_likelihood(batch, g("likelihood")))
+        if (reconstruct := getattr(system, "reconstruct", None)) is not None:
+            out.append(reconstruct(batch, g("reconstruct")))
         system.prepare_sampling(batch.labels, g("prepare"), None)
         out.append(system.sample_for(batch, g("sample")))
     return out
@@ -103,10 +111,10 @@ def everything(name: str) -> list[Tensor]:
 def test_nothing_is_drawn_from_the_global_generator(name: str) -> None:
     state = torch.get_rng_state()
     first = everything(name)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state), GLOBAL
     torch.manual_seed(123)
     for a, b in zip(first, everything(name), strict=True):
-        assert torch.equal(a, b)
+        assert torch.equal(a, b), GLOBAL
         assert a.isfinite().all()
 
 
@@ -118,7 +126,9 @@ def test_updates_reach_their_own_network_alone_and_all_of_it(name: str) -> None:
             only(system, update)
             loss = update.loss(random_batch(system), g(update.name))
             assert loss.value.ndim == 0
-            assert not any(s.requires_grad or s.ndim for s in loss.scalars.values())
+            for key, scalar in loss.scalars.items():
+                assert not scalar.requires_grad, f"{key}: detach it"
+                assert scalar.ndim == 0, f"{key}: take its mean"
             loss.value.backward()
             for key, network in system.networks().items():
                 for k, p in network.named_parameters():
@@ -126,7 +136,8 @@ def test_updates_reach_their_own_network_alone_and_all_of_it(name: str) -> None:
                     if p.grad is not None:
                         met.add(f"{key}.{k}")
                 network.zero_grad(set_to_none=True)
-    assert met == {f"{n}.{k}" for n, network in system.networks().items() for k, _ in network.named_parameters()}
+    every = {f"{n}.{k}" for n, network in system.networks().items() for k, _ in network.named_parameters()}
+    assert met == every, "these have no gradient in any stage: " + ", ".join(sorted(every - met))
 
 
 @every_system
@@ -153,9 +164,22 @@ def test_samples(name: str) -> None:
     assert images.shape == (3, *system.sample_shape)
     assert images.dtype == torch.float32
     assert images.abs().max() <= 1
-    assert not images.requires_grad
+    assert not images.requires_grad, "sample under torch.no_grad()"
     assert torch.equal(images, same)
     assert not torch.equal(images, other)
+
+
+@every_system
+def test_samples_stay_in_bounds_when_weights_are_large(name: str) -> None:
+    """Those of an untrained network are near 0 whether something bounds them or not."""
+    system = tiny_system(name)
+    with torch.no_grad():
+        for p in (p for key in system.sampled_networks for p in system.networks()[key].parameters()):
+            p.mul_(10)
+    with sampling_mode(system):
+        images = system.sample_for(random_batch(system, 3), g("sample"))
+    assert images.isfinite().all()
+    assert images.abs().max() <= 1
 
 
 @every_system

@@ -62,7 +62,9 @@ def test_the_head_says_how_to_make_the_data(path: Path) -> None:
     if job.name == "quickstart":  # which packs by itself
         return
     packs = _packs(path)
-    assert job.data.path in packs
+    assert job.data.path in packs, (
+        f"{path.name}: a comment `#   bessemer data pack SOURCE {job.data.path} ...` is missing"
+    )
     assert job.evaluation.held_out is None or job.evaluation.held_out in packs
 
 

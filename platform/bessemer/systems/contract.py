@@ -117,7 +117,7 @@ class Loss:
     value: Tensor
     """Scalar to minimise: a mean over the slice."""
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
-    """Detached scalars for the journal, such as `scores/real`; means over the slice."""
+    """Detached scalars for the journal, without dimensions, such as `scores/real`; means over the slice."""
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ class System(ABC):
             truncation: bound or scale of the latents, as the system documents; ``None`` for none.
 
         Returns:
-            [N, *sample_shape] float32 in [-1, 1], as the field :attr:`sample_field` of a batch.
+            [N, *sample_shape] float32 in [-1, 1], as the field :attr:`sample_field` of a batch; without a gradient.
         """
 
     def sample_for(self, batch: Batch, generator: Generator, truncation: float | None = None) -> Tensor:
