@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_the_base_job_has_what_all_trials_share(tmp_path: Path) -> None:
             changed(space={"ema.half_life_kimg": {"uniform": [1.0, 2.0], "when": {"ema.rampup": [1]}}}),
             "'ema.rampup' is no field of the space with choices",
         ),
+        (
+            changed(space={"ema.half_life_kimg": {"choice": [1.0, math.inf]}}),
+            "half_life_kimg.choice: inf is not finite",
+        ),
+        (
+            changed(space={"system.config.name": {"choice": ["a", [{"b": datetime.date(2026, 1, 2)}]]}}),
+            r"datetime.date\(2026, 1, 2\) is no text.*put it in quotes",
+        ),
+        ({**SEARCH, "set": {"system.config.channels": math.nan}}, "set.system.config.channels: nan is not finite"),
+        ({**SEARCH, "set": {"system.config.names": {1: "a"}}}, "set.system.config.names: {1: 'a'} is no text"),
         (changed(objective__rungs_kimg=[1, 1, 9]), "does not rise"),
         (changed(objective__samples=[100, 50]), r"objective.samples: \[100, 50\] falls"),
         (changed(scheduler={"name": "hyperband"}), r"not evenly spaced.*write \[1.0, 2.0, 3.0\]"),

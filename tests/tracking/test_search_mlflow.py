@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 from bessemer.spec.job import TrackingSpec
 from bessemer.tracking.journal import Journal
+from bessemer.tracking.mlflow_store import page_of
 from bessemer.tracking.search_journal import SearchJournal
 from bessemer.tracking.search_mlflow import SearchMirror, _links, _table
 
@@ -79,8 +80,9 @@ def test_the_search_and_its_trials_are_runs(search: Path) -> None:
     # MLflow's page hides trials: the description of the search's run is a table that leads to each of them.
     assert parent.data.metrics["final/fd_efflite0"] == 29.0
     note = parent.data.tags["mlflow.note.content"].splitlines()
+    best = f"[t0001](#/experiments/{experiment.experiment_id}/runs/{runs['t0001'].info.run_id})"
     assert note[0].startswith(
-        "Best: t0001 with fd_efflite0 29 ± 0.25 (final, 3 draws of 10000 samples; kid_efflite0 0.9"
+        f"Best: {best} with fd_efflite0 29 ± 0.25 (final, 3 draws of 10000 samples; kid_efflite0 0.9"
     )
     assert note[2] == "| trial | state | final fd_efflite0 | kid_efflite0 | kimg | training.optimizers.generator.lr |"
     for line, name, values in ((note[4], "t0001", "29 ± 0.25 | 0.9"), (note[5], "t0000", "30 ± 0.25 | 1")):
@@ -96,7 +98,8 @@ def test_the_search_and_its_trials_are_runs(search: Path) -> None:
 
 
 def test_links_of_a_server_are_whole_and_a_long_table_is_cut() -> None:
-    assert _links("http://host:5000/", [("3", "abc")]) == ["http://host:5000/#/experiments/3/runs/abc"]
+    page = page_of("http://host:5000/")
+    assert _links(page, [("3", "abc")]) == ["http://host:5000/?workflowType=machine_learning#/experiments/3/runs/abc"]
     rows = [
         {
             "trial": f"t{n:04d}",

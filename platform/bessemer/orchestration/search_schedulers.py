@@ -277,8 +277,6 @@ class Clerk(TrialScheduler):
 
 def _is_starting(tune_controller: Any, trial: TuneTrial) -> bool:
     """Whether a trial has its place, and its process is on its way. There is no public way to ask."""
-    if trial.status != TuneTrial.PENDING:
-        return False
     return bool(tune_controller._actor_manager.is_actor_started(tune_controller._trial_to_actor.get(trial)))
 
 

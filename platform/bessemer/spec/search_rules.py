@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from bessemer.spec.space import Space
@@ -74,6 +74,8 @@ def _range_rules(at: str, dimension: DimensionSpec) -> Iterator[str]:
         return
     if dimension.choice is not None and not dimension.choice:
         yield f"{at}.choice: is empty; name at least one value."
+    if (strange := _strange(dimension.choice)) is not None:
+        yield f"{at}.choice: {strange}"
     if dimension.step is not None and dimension.uniform is None:
         yield f"{at}.step: {dimension.step:g} belongs to uniform, not to {given[0]}; remove it, or write choice."
     bounds = dimension.uniform or dimension.loguniform
@@ -91,7 +93,23 @@ def _range_rules(at: str, dimension: DimensionSpec) -> Iterator[str]:
             yield f"{at}.step: {dimension.step:g} does not lead from {low:g} to {high:g}; set the end to {last:g}."
 
 
+def _strange(value: object) -> str | None:
+    """What of a value cannot be written down again, in words; None if all of it can."""
+    if value is None or isinstance(value, str | bool | int):
+        return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{value} is not finite; write a number that is."
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_strange, value)), None)
+    return f"{value!r} is no text, number, truth value, list or mapping; put it in quotes if it is a text."
+
+
 def _field_rules(search: SearchSpec) -> Iterator[str]:
+    for field, value in search.set.items():
+        if (strange := _strange(value)) is not None:
+            yield f"set.{field}: {strange}"
     for field in search.space:
         if (owner := _under(field, _NOT_VARIED)) is not None:
             yield f"space.{field}: cannot be varied: {_NOT_VARIED[owner]}."

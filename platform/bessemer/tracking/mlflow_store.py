@@ -38,8 +38,9 @@ _SETTINGS = {
     # With the defaults a dead server blocks each call for minutes; here the journal keeps what a call loses.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    # Failures are reported by the mirror; MLflow's own lines would tear the progress display.
+    # Failures are reported by the mirror; MLflow's own lines, and its links, would tear the progress display.
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 

@@ -26,7 +26,7 @@ from bessemer.spec.search import SearchSpec
 from bessemer.spec.search_load import load_search
 from bessemer.tracking.files import read_json
 from bessemer.tracking.mlflow_mirror import replay
-from bessemer.tracking.mlflow_store import redact, resolve_uri
+from bessemer.tracking.mlflow_store import page_of, resolve_uri
 from bessemer.tracking.mlflow_transfer import open_experiment
 from bessemer.tracking.search_journal import SearchTable, read_search
 from bessemer.tracking.search_report import best_in_words, write_report
@@ -119,10 +119,10 @@ class SearchMirror:
         names = ("search.yaml", "search.jsonl", "report.html", "report.json")
         for path in (*(self._directory / name for name in names), *self._pictures(report)):
             client.log_artifact(parent, str(path))
-        root = redact(self._uri).rstrip("/") + "/" if self._uri.startswith("http") else ""
-        lines = _table(report, {name: _links(root, found) for name, found in runs.items()})
-        note = "\n".join([f"Best: {best_in_words(search, table) or 'nobody yet'}.", "", *lines])
-        client.set_tag(parent, "mlflow.note.content", note)
+        page = page_of(self._uri) if self._uri.startswith("http") else ""
+        links = {name: _links(page, found) for name, found in runs.items()}
+        best = _linked(best_in_words(search, table) or "nobody yet", links)
+        client.set_tag(parent, "mlflow.note.content", "\n".join([f"Best: {best}.", "", *_table(report, links)]))
         if over:
             client.set_terminated(parent, "FINISHED" if table.ended else "KILLED")
 
@@ -199,9 +199,15 @@ def _parameters(directory: Path) -> dict[str, str]:
     return found
 
 
-def _links(root: str, runs: list[tuple[str, str]]) -> list[str]:
+def _links(page: str, runs: list[tuple[str, str]]) -> list[str]:
     """Where MLflow's page shows these runs; without a server's address, from any page of the one that shows them."""
-    return [f"{root}#/experiments/{experiment}/runs/{run}" for experiment, run in runs]
+    return [f"{page}#/experiments/{experiment}/runs/{run}" for experiment, run in runs]
+
+
+def _linked(words: str, links: Mapping[str, list[str]]) -> str:
+    """Words that begin with the name of a trial, with a link: MLflow folds the table, and this line stays."""
+    name = words.partition(" ")[0]
+    return f"[{name}]({links[name][0]}){words.removeprefix(name)}" if links.get(name) else words
 
 
 def _table(report: Mapping[str, Any], links: Mapping[str, list[str]]) -> list[str]:
