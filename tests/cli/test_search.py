@@ -83,3 +83,12 @@ def test_the_final_has_the_last_word(search: Path) -> None:
 def test_a_final_that_judged_nobody_says_why(search: Path) -> None:
     judge(search, t0=None, t1=None, t2=None, t3=None)
     assert "t0000 with kid_pixels 0.1 ± 0.01 at 3 kimg (the final judged nobody: not finite)" in run("best", search)
+
+
+@pytest.mark.parametrize("words", [("mine.yaml", "--dry-run"), ("--dry-run", "mine.yaml"), ("run", "mine.yaml")])
+def test_a_file_means_run_wherever_options_stand(tmp_path: Path, words: tuple[str, ...]) -> None:
+    missing = [str(tmp_path / word) if word.endswith(".yaml") else word for word in words]
+    result = CliRunner().invoke(app, ["search", *missing])
+    assert str(result.exception) == (
+        f"{tmp_path / 'mine.yaml'}: there is no such search file; check the path, or see jobs/ for examples."
+    )

@@ -20,7 +20,8 @@ class _RunByDefault(TyperGroup):
     """`bessemer search FILE` means `bessemer search run FILE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and Path(args[0]).suffix in (".yaml", ".yml"):
+        is_named = any(Path(word).suffix in (".yaml", ".yml") for word in args)  # options may stand before the file
+        if is_named and args[0] not in self.commands:
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -28,7 +29,8 @@ class _RunByDefault(TyperGroup):
 app = typer.Typer(
     cls=_RunByDefault,
     no_args_is_help=True,
-    help="Search for hyper-parameters: `bessemer search FILE` runs the search that a file describes.",
+    help="Search for hyper-parameters: `bessemer search FILE` runs the search that a file describes, with the options "
+    "of `bessemer search run`.",
 )
 
 
