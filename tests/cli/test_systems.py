@@ -53,6 +53,8 @@ def test_show_for_people_takes_the_first_preset() -> None:
     assert "302,788" in out
     assert "285,893" in out
     assert "adam lr 0.0002 betas 0, 0.999 eps 1e-08" in out
+    assert "Metrics: fid, or KIND_EXTRACTOR with a kind of kid, " in out
+    assert "Metrics: bits_per_dim, fid, or " in _run("show", "rbm")
 
 
 def test_unknown_names_are_refused_with_a_suggestion() -> None:

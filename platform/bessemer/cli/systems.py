@@ -134,6 +134,7 @@ def _describe(system: System, preset: str) -> dict[str, Any]:
 
 def _print(facts: dict[str, Any]) -> None:
     from bessemer.cli.output import table
+    from bessemer.evaluation.names import METRICS, describe_comparisons
 
     typer.secho(f"{facts['name']} ({facts['family']}), preset {facts['preset']}", bold=True)
     typer.echo(facts["paper"])
@@ -164,7 +165,8 @@ def _print(facts: dict[str, Any]) -> None:
         table(("STAGE", "KIMG"), lengths)
     typer.echo()
     table(("FIELD", "VALUE"), [(k, _value(v)) for k, v in facts["config"].items()])
-    typer.echo(f"\nMetrics: {', '.join(facts['metrics'])}")
+    own = [name for name in facts["metrics"] if name not in METRICS]
+    typer.echo(f"\nMetrics: {', '.join([*own, describe_comparisons()])}")
 
 
 def _value(value: object) -> str:

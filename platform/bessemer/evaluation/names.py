@@ -23,6 +23,7 @@ __all__ = [
     "MetricKind",
     "Speed",
     "SplitMetrics",
+    "describe_comparisons",
     "describe_metrics",
     "parse_metric",
     "split_metrics",
@@ -248,8 +249,12 @@ def parse_metric(name: str) -> Metric:
 
 def describe_metrics() -> str:
     """One sentence for the help of commands."""
-    alone, kinds, extractors = (", ".join(names) for names in ([*LIKELIHOODS, *TARGETS, *SPEEDS], KINDS, EXTRACTORS))
-    return f"{alone}, fid, or KIND_EXTRACTOR with a kind of {kinds} and an extractor of {extractors}"
+    return f"{', '.join([*LIKELIHOODS, *TARGETS, *SPEEDS])}, {describe_comparisons()}"
+
+
+def describe_comparisons() -> str:
+    """The metrics that compare samples, in one sentence."""
+    return f"fid, or KIND_EXTRACTOR with a kind of {', '.join(KINDS)} and an extractor of {', '.join(EXTRACTORS)}"
 
 
 class SplitMetrics(NamedTuple):
