@@ -49,7 +49,7 @@ class GlowConfig(SystemConfig):
     below zero, drawing divides by almost nothing, and the next coupling sees the result. Above 0 an inverse enlarges
     by 1/least_scale at most; the stable variant of Behrmann et al. 2021 (arXiv:2006.09347) has 0.5. Deviations of
     the priors have no bound, as in the authors' code: without one here, bounding them does not keep all samples finite;
-    with one, they need none (benchmarks/README.md)."""
+    with one, they need none at temperatures up to 1 (benchmarks/README.md)."""
     bits: Annotated[int, Field(ge=1, le=8)] = 8
     """Highest bits of each pixel that are modelled; the rest is cut off."""
     lr: Positive = 1e-3
@@ -256,7 +256,7 @@ class Glow(LikelihoodSystem):
     Config: ClassVar[type[SystemConfig]] = GlowConfig
     init_images: ClassVar[int] = 256
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "tiny8": {"resolution": 8, "channels": 1, "levels": 2, "steps": 4, "width": 32},
+        "tiny8": {"resolution": 8, "channels": 1, "levels": 2, "steps": 8, "width": 32, "lr": 3e-3},
         "cifar10": {},
         "imagenet32": {"steps": 48},
         "imagenet64": {"resolution": 64, "steps": 48, "levels": 4},
