@@ -24,7 +24,7 @@ def table(record: dict[str, Any], name: str) -> str:
     """Rows of a result, and what the hosts took."""
     raw = record["raw"]
     rows = [
-        f"| {row['fault']} | {row['seconds']:g} | {row['workers']} | {row['repeated']} | {row['load']:g} |"
+        f"| {row['fault']} | {row['seconds']:.1f} | {row['workers']} | {row['repeated']} | {row['load']:.0f} |"
         for row in raw["faults"]
     ]
     comparison = (
