@@ -79,6 +79,10 @@ class Training:
         """Let them go on."""
         self._signal(signal.SIGCONT)
 
+    def memory(self) -> int:
+        """Bytes that its workers have now."""
+        return sum(int(psutil.Process(pid).memory_info().rss) for pid in self._workers())
+
     def close(self) -> None:
         """End it as a person would, and by force if that takes too long."""
         everything = self._processes()
