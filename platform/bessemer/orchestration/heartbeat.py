@@ -44,8 +44,11 @@ def reach_all(points: Mapping[int, Point]) -> tuple[dict[int, socket.socket], di
 
 def serve_at(address: str) -> socket.socket:
     """A socket that takes connections to `address`, at a free port."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server((address, 0), family=family, backlog=1024)
+    return socket.create_server((address, 0), family=_family(address), backlog=1024)
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class _Beat(socketserver.BaseRequestHandler):
@@ -60,13 +63,12 @@ class _Beat(socketserver.BaseRequestHandler):
             pass
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
-    def __init__(self, listening: socket.socket) -> None:
-        super().__init__(listening.getsockname()[:2], _Beat, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listening
+    def __init__(self, address: str) -> None:
+        self.address_family = _family(address)
+        super().__init__((address, 0), _Beat)
 
 
 def serve_heartbeat(address: str) -> Point:
@@ -75,9 +77,10 @@ def serve_heartbeat(address: str) -> Point:
     Args:
         address: of this machine, that the driver reaches.
     """
-    listening = serve_at(address)
-    threading.Thread(target=_Server(listening).serve_forever, name="heartbeat", daemon=True).start()
-    return address, listening.getsockname()[1]
+    server = _Server(address)
+    # It is never asked to end, and need not wake to look.
+    threading.Thread(target=server.serve_forever, args=(3600.0,), name="heartbeat", daemon=True).start()
+    return address, int(server.server_address[1])
 
 
 class Heartbeats:
